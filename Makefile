@@ -1,0 +1,23 @@
+# Python 3.10 or newer and a network that reaches the package index: nothing else is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test clean
+
+demo: .venv/installed
+	$(BIN)/tumorseg demo --out demo
+
+test: .venv/installed
+	$(BIN)/python tests/check_notebooks.py
+	cd nbs && ../$(BIN)/nbdev-test --n-workers 2 --timing --do-print
+	$(BIN)/python -m pytest -q --durations=10
+
+# Installed once: a second make finds the stamp and goes on.
+.venv/installed: settings.ini setup.py pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("tumorseg needs Python 3.10 or newer, and this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...") if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info demo
