@@ -1,0 +1,164 @@
+"The figshare download against a stand-in server that misbehaves in every way a real one does."
+import hashlib
+import http.server
+import io
+import json
+import threading
+import zipfile
+
+import pytest
+
+from tumorseg.data import InputError
+from tumorseg.figshare import MAX_FILE, download_article, unpack
+
+
+def zipped(files):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items(): archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+SLICES = zipped({f"set/{n}.mat": bytes([n]) * 100_000 for n in (1, 2, 3)} | {"set/readme.txt": b"-"})
+
+
+class Figshare:
+    "One article of one archive. `answer` is called for each request of the archive with the handler and the first byte asked for."
+    def __init__(self, answer=None, name="slices.zip", content=SLICES, md5=None, listing=None):
+        self.ranges, self.answer, outer = [], answer, self
+        files = [dict(id=7, name=name, size=len(content), computed_md5=md5 or hashlib.md5(content).hexdigest(), supplied_md5="")]
+        listed = json.dumps(files).encode() if listing is None else listing
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def log_message(self, *_): pass
+            def do_GET(self):
+                if self.path == "/articles/5/files": return self.reply(200, listed)
+                if self.path != "/file/download/7": return self.reply(404, b"")
+                start = int((self.headers["Range"] or "bytes=0-")[6:-1])
+                outer.ranges.append(start)
+                if outer.answer: return outer.answer(self, start)
+                self.rest(start)
+            def rest(self, start):
+                self.reply(206 if start else 200, content[start:], {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {})
+            def reply(self, status, body, headers={}, length=None):
+                self.send_response(status)
+                for key, value in {**headers, "Content-Length": length or len(body)}.items(): self.send_header(key, str(value))
+                self.end_headers()
+                self.wfile.write(body)
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def __enter__(self): return self
+    def __exit__(self, *_): self.server.shutdown(); self.server.server_close()
+    def fetch(self, to): return download_article(5, to, f"http://127.0.0.1:{self.server.server_port}")
+
+
+def names(folder): return sorted(path.name for path in folder.iterdir())
+
+
+def test_whole_then_nothing_more(tmp_path):
+    with Figshare() as figshare:
+        assert names(figshare.fetch(tmp_path / "a/b")) == ["1.mat", "2.mat", "3.mat", "fetched.json"]
+        assert (tmp_path / "a/b/2.mat").read_bytes() == b"\x02" * 100_000
+        figshare.fetch(tmp_path / "a/b")
+        assert figshare.ranges == [0]
+
+
+def test_goes_on_where_it_stopped(tmp_path):
+    (tmp_path / "slices.zip.part").write_bytes(SLICES[:1000])
+    with Figshare() as figshare:
+        assert "3.mat" in names(figshare.fetch(tmp_path)) and figshare.ranges == [1000]
+
+
+def test_a_broken_connection_is_taken_up_again(tmp_path):
+    def breaks(handler, start): # a third of the file, then silence; three times that is all of it
+        third = len(SLICES) // 3 + 1
+        handler.reply(206 if start else 200, SLICES[start:start + third],
+                      {"Content-Range": f"bytes {start}-{len(SLICES) - 1}/{len(SLICES)}"} if start else {}, length=len(SLICES) - start)
+    with Figshare(breaks) as figshare:
+        assert "3.mat" in names(figshare.fetch(tmp_path))
+        assert len(figshare.ranges) in (3, 4) and figshare.ranges == sorted(figshare.ranges) and figshare.ranges[1] > 90_000
+
+
+def test_what_arrived_is_kept_when_the_server_goes_silent(tmp_path):
+    def silent(handler, start): handler.reply(206 if start else 200, SLICES[start:start + 20_000],
+                                              {"Content-Range": f"bytes {start}-{len(SLICES) - 1}/{len(SLICES)}"} if start else {}, length=len(SLICES) - start)
+    with Figshare(silent) as figshare, pytest.raises(InputError, match="start once more"): figshare.fetch(tmp_path)
+    arrived = (tmp_path / "slices.zip.part").stat().st_size
+    assert 5 * 16_000 < arrived < len(SLICES)
+    with Figshare() as figshare: assert "3.mat" in names(figshare.fetch(tmp_path)) and figshare.ranges == [arrived]
+
+
+def test_a_server_without_ranges_starts_anew(tmp_path):
+    (tmp_path / "slices.zip.part").write_bytes(b"x" * 1000)
+    with Figshare(lambda handler, start: handler.rest(0)) as figshare:
+        assert (figshare.fetch(tmp_path) / "1.mat").read_bytes() == b"\x01" * 100_000
+
+
+def test_a_range_that_is_refused_starts_anew(tmp_path):
+    (tmp_path / "slices.zip.part").write_bytes(b"x" * 1000)
+    with Figshare(lambda handler, start: handler.reply(416, b"") if start else handler.rest(0)) as figshare:
+        assert "1.mat" in names(figshare.fetch(tmp_path)) and figshare.ranges == [1000, 0]
+
+
+def test_the_checksum_is_looked_at(tmp_path):
+    (tmp_path / "slices.zip.part").write_bytes(b"x" * 1000) # the rest fits, the start is another file's
+    with Figshare() as figshare:
+        with pytest.raises(InputError, match="checksum"): figshare.fetch(tmp_path)
+        assert names(tmp_path) == []
+        assert "1.mat" in names(figshare.fetch(tmp_path)) # the second time it comes from the beginning
+
+
+@pytest.mark.parametrize("status", [202, 403, 404, 500]) # 202: the empty page for programs
+def test_an_answer_that_is_no_file(tmp_path, status):
+    with Figshare(lambda handler, start: handler.reply(status, b"")) as figshare, pytest.raises(InputError, match=f"answered {status}.*by hand"):
+        figshare.fetch(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_no_server(tmp_path):
+    with pytest.raises(InputError, match="no answer from the server"): download_article(5, tmp_path, "http://127.0.0.1:9")
+
+
+def test_more_than_was_announced_is_not_taken(tmp_path):
+    sent = []
+    def endless(handler, start):
+        handler.reply(200, SLICES[:100_000], length=10 ** 9)
+        while len(sent) < 100: handler.wfile.write(b"x" * 1_000_000); sent.append(1)
+    with Figshare(endless) as figshare, pytest.raises(InputError): figshare.fetch(tmp_path)
+    assert len(sent) < 60 and sum(path.stat().st_size for path in tmp_path.iterdir()) <= len(SLICES)
+
+
+@pytest.mark.parametrize("listing", [b"<html>", b"{}", b"[1]", b'[{"name": "a.zip"}]', b"null",
+                                     b'[{"id": 7, "name": "../a.zip", "size": 3, "computed_md5": "0"}]'])
+def test_a_listing_that_is_none(tmp_path, listing):
+    with Figshare(listing=listing) as figshare:
+        if listing == b"{}": assert names(figshare.fetch(tmp_path)) == []
+        else:
+            with pytest.raises(InputError, match="did not work"): figshare.fetch(tmp_path)
+    assert not (tmp_path.parent / "a.zip").exists()
+
+
+def test_an_archive_brought_by_hand_is_taken_and_left(tmp_path):
+    (tmp_path / "slices.zip").write_bytes(SLICES)
+    with Figshare() as figshare:
+        assert names(figshare.fetch(tmp_path)) == ["1.mat", "2.mat", "3.mat", "fetched.json", "slices.zip"] and figshare.ranges == []
+
+
+@pytest.mark.parametrize("name", ["../1.mat", "/etc/1.mat", "a/../../1.mat", "C:\\1.mat", "..\\1.mat"])
+def test_no_path_leaves_the_folder(tmp_path, name):
+    (tmp_path / "to").mkdir()
+    (tmp_path / "evil.zip").write_bytes(zipped({"2.mat": b"good", name: b"evil"}))
+    with pytest.raises(InputError, match="leaves the folder"): unpack(tmp_path / "evil.zip", tmp_path / "to")
+    assert names(tmp_path / "to") == [] and names(tmp_path) == ["evil.zip", "to"]
+
+
+def test_a_bomb_and_a_cut_archive(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive: archive.writestr("1.mat", b"\0" * (MAX_FILE + 1))
+    assert (tmp_path / "bomb.zip").stat().st_size < MAX_FILE / 500
+    (tmp_path / "cut.zip").write_bytes(SLICES[:-30])
+    (tmp_path / "out").mkdir()
+    for name in ("bomb.zip", "cut.zip"):
+        with pytest.raises(InputError, match=name): unpack(tmp_path / name, tmp_path / "out")
+    assert names(tmp_path / "out") == []

@@ -1,0 +1,59 @@
+"The readers and the expert contours on the real data sets, where they are at hand beside the project."
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tumorseg.experts import expert_contours, find_partners, partner_summary
+from tumorseg.sources import open_data
+
+SHARED = Path(__file__).parents[2] / "shared"
+pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not beside the project (../shared)")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory): return tmp_path_factory.mktemp("real")
+
+
+@pytest.fixture(scope="module")
+def figshare(work):
+    subprocess.run([sys.executable, SHARED / "tools/figshare_mat.py", work / "mat"], check=True, capture_output=True)
+    return open_data(work / "mat", 128, work / "cache")
+
+
+@pytest.fixture(scope="module")
+def kaggle(work): return open_data(SHARED / "data/kaggle", 128, work / "cache")
+
+
+def test_lgg(work):
+    slices = open_data(SHARED / "data/lgg", 256, work / "cache")
+    assert slices.images.shape == (114, 3, 256, 256) and slices.table["patient"].nunique() == 3
+    assert (slices.table["label"] == "").sum() == 64 and slices.masks.any((1, 2)).sum() == 50
+
+
+def test_figshare(figshare):
+    import csv
+    csv.field_size_limit(10 ** 9)
+    with open(SHARED / "data/cheng/slices.csv", newline="") as file: rows = {f"{row['number']}.mat": row for row in csv.DictReader(file)}
+    table = figshare.table
+    assert len(table) == len(rows) == 2445 and sorted(set(table["split"])) == [f"fold{i}" for i in range(1, 6)]
+    assert table["patient"].tolist() == [rows[name]["patient_group"] for name in table["name"]]
+    assert table["category"].tolist() == [int(rows[name]["label"]) for name in table["name"]]
+    assert table.groupby("patient")["split"].nunique().max() == 1 and figshare.masks.any((1, 2)).all()
+    assert (table["height"] == [int(rows[name]["frame"]) for name in table["name"]]).all()
+
+
+def test_expert_contours(kaggle, figshare):
+    partners = find_partners(kaggle, figshare)
+    assert partners["verdict"].value_counts().to_dict() == {"same number": 1750, "not there": 395, "another number": 1}
+    [wrong] = partners[partners["verdict"] == "another number"].to_dict("records")
+    assert wrong["name"].startswith("valid/2810_") and wrong["partner_name"] == "2851.mat" and wrong["correlation"] < .6
+    assert partners.loc[partners["verdict"] == "same number", "correlation"].min() > .94 and "2851.mat" in partner_summary(partners)
+    experts = expert_contours(kaggle, figshare, partners)
+    boxes = kaggle.masks[partners["partner"].to_numpy() >= 0]
+    areas, contours = boxes.sum((1, 2)), experts.masks.sum((1, 2))
+    dice = 2 * (boxes & experts.masks).sum((1, 2)) / (areas + contours)
+    assert abs(dice.mean() - .568) < .01 and abs(np.median(areas / contours) - 2.4) < .1
+    assert set(experts.table["label"]) == {"contour"} and (experts.table["patient"] != "").all() and set(experts.table["category"]) == {1, 2, 3}
