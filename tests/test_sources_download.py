@@ -22,6 +22,9 @@ def zipped(files):
 SLICES = zipped({f"set/{n}.mat": bytes([n]) * 100_000 for n in (1, 2, 3)} | {"set/readme.txt": b"-"})
 
 
+def content_range(start, size=len(SLICES)): return {"Content-Range": f"bytes {start}-{size - 1}/{size}"} if start else {}
+
+
 class Figshare:
     "One article of one archive. `answer` is called for each request of the archive with the handler and the first byte asked for."
     def __init__(self, answer=None, name="slices.zip", content=SLICES, md5=None, listing=None):
@@ -39,7 +42,7 @@ class Figshare:
                 if outer.answer: return outer.answer(self, start)
                 self.rest(start)
             def rest(self, start):
-                self.reply(206 if start else 200, content[start:], {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {})
+                self.reply(206 if start else 200, content[start:], content_range(start, len(content)))
             def reply(self, status, body, headers={}, length=None):
                 self.send_response(status)
                 for key, value in {**headers, "Content-Length": length or len(body)}.items(): self.send_header(key, str(value))
@@ -75,7 +78,7 @@ def test_a_broken_connection_is_taken_up_again(tmp_path):
     def breaks(handler, start): # a third of the file, then silence; three times that is all of it
         third = len(SLICES) // 3 + 1
         handler.reply(206 if start else 200, SLICES[start:start + third],
-                      {"Content-Range": f"bytes {start}-{len(SLICES) - 1}/{len(SLICES)}"} if start else {}, length=len(SLICES) - start)
+                      content_range(start), length=len(SLICES) - start)
     with Figshare(breaks) as figshare:
         assert "3.mat" in names(figshare.fetch(tmp_path))
         assert len(figshare.ranges) in (3, 4) and figshare.ranges == sorted(figshare.ranges) and figshare.ranges[1] > 90_000
@@ -83,7 +86,7 @@ def test_a_broken_connection_is_taken_up_again(tmp_path):
 
 def test_what_arrived_is_kept_when_the_server_goes_silent(tmp_path):
     def silent(handler, start): handler.reply(206 if start else 200, SLICES[start:start + 20_000],
-                                              {"Content-Range": f"bytes {start}-{len(SLICES) - 1}/{len(SLICES)}"} if start else {}, length=len(SLICES) - start)
+                                              content_range(start), length=len(SLICES) - start)
     with Figshare(silent) as figshare, pytest.raises(InputError, match="start once more"): figshare.fetch(tmp_path)
     arrived = (tmp_path / "slices.zip.part").stat().st_size
     assert 5 * 16_000 < arrived < len(SLICES)
@@ -112,8 +115,8 @@ def test_the_checksum_is_looked_at(tmp_path):
 
 @pytest.mark.parametrize("status", [202, 403, 404, 500]) # 202: the empty page for programs
 def test_an_answer_that_is_no_file(tmp_path, status):
-    with Figshare(lambda handler, start: handler.reply(status, b"")) as figshare, pytest.raises(InputError, match=f"answered {status}.*by hand"):
-        figshare.fetch(tmp_path)
+    with Figshare(lambda handler, start: handler.reply(status, b"")) as figshare:
+        with pytest.raises(InputError, match=f"answered {status}.*by hand"): figshare.fetch(tmp_path)
     assert names(tmp_path) == []
 
 

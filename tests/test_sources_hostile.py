@@ -56,15 +56,19 @@ def test_all_problems_together(folder, tmp_path):
     (folder / "7.mat").write_bytes(b"")
     said = problems(folder, tmp_path)
     assert [sentence.split(": ")[0][-5:] for sentence in said] == ["2.mat", "3.mat", "4.mat", "5.mat", "6.mat", "7.mat"]
-    for sentence, words in zip(said, ["not a MATLAB v7.3", "-v7.3", "63", "lacks the field PID", "cut off", "cut off"]): assert words in sentence
+    expected = ["not a MATLAB v7.3", "-v7.3", "63", "lacks the field PID", "cut off", "cut off"]
+    for sentence, words in zip(said, expected, strict=True): assert words in sentence
 
 
 @pytest.mark.parametrize("field, value, words", [
     ("tumorMask", np.full((64, 64), 2, np.uint8), "other than 0 and 1"), ("tumorMask", np.zeros((64, 64), np.uint8), "mask of 0 pixels"),
     ("image", np.zeros((64, 64, 3), np.int16), "mask of shape|two dimensions"), ("image", np.full((64, 64), np.nan), "finite"),
-    ("image", np.zeros((0, 64), np.int16), "two dimensions|shape"), ("label", np.array([[0.5]]), "label"), ("label", np.array([[np.nan]]), "label"),
-    ("label", np.array([[np.inf]]), "label"), ("PID", np.array([[10], [47]], np.uint16), "patient id"), ("PID", np.full((64, 1), 2.0 ** 60), "."),
-    ("PID", np.zeros((500, 1), np.uint16), "too many"), ("tumorBorder", np.ones((1, 7)), "list of points"), ("tumorBorder", np.full((1, 60), np.inf), "points"),
+    ("image", np.zeros((0, 64), np.int16), "two dimensions|shape"), ("label", np.array([[0.5]]), "label"),
+    ("label", np.array([[np.nan]]), "label"),
+    ("label", np.array([[np.inf]]), "label"),
+    ("PID", np.array([[10], [47]], np.uint16), "patient id"), ("PID", np.full((64, 1), 2.0 ** 60), "."),
+    ("PID", np.zeros((500, 1), np.uint16), "too many"),
+    ("tumorBorder", np.ones((1, 7)), "list of points"), ("tumorBorder", np.full((1, 60), np.inf), "points"),
     ("tumorBorder", slice_fields()["tumorBorder"] * 2, "tumorBorder around"), ("image", b"text", "no numbers"),
     ("image", np.zeros((64, 64), [("real", "f4"), ("imag", "f4")]), "no numbers"),
 ])
@@ -75,7 +79,8 @@ def test_a_field_that_is_wrong(folder, tmp_path, field, value, words):
 
 
 def test_absurd_dimensions_cost_nothing(folder, tmp_path):
-    for number, (shape, chunks) in enumerate([((10 ** 6, 10 ** 6), (64, 64)), ((10 ** 9, 10 ** 9, 10 ** 9), (8, 8, 8)), ((64, 64), (30_000, 30_000))], 2):
+    absurd = [((10 ** 6, 10 ** 6), (64, 64)), ((10 ** 9, 10 ** 9, 10 ** 9), (8, 8, 8)), ((64, 64), (30_000, 30_000))]
+    for number, (shape, chunks) in enumerate(absurd, 2):
         write(folder / f"{number}.mat", image=None)
         with h5py.File(folder / f"{number}.mat", "a") as file:
             file["cjdata"].create_dataset("image", shape, "u1", maxshape=(None,) * len(shape), chunks=chunks, compression="gzip")
@@ -134,7 +139,8 @@ def test_masks_and_pictures(tmp_path):
     slices = open_data(base, 40, tmp_path / "good")
     assert slices.table["split"].tolist() == ["train"] * 3 + ["test"] and (slices.masks[:3] == mask).all() and slices.images.shape[1] == 1
     assert slices.table["label"].tolist() == ["contour"] * 3 + ["box"]
-    put("classes", mask * (1 + np.arange(40, dtype=np.uint8) % 3)); put("half", mask * 128); put("red", np.stack([mask * 255, mask, mask], 2))
+    put("classes", mask * (1 + np.arange(40, dtype=np.uint8) % 3)); put("half", mask * 128)
+    put("red", np.stack([mask * 255, mask, mask], 2))
     put("small", mask[:20]); put("huge", mask)
     Image.new("1", (9_000, 9_000)).save(base / "train/masks/huge.png")
     (base / "test/masks/lonely.png").write_bytes((base / "train/masks/ones.png").read_bytes())

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['best_device', 'best_precision', 'autocast', 'ModelInfo', 'measure_normalisation', 'normalise', 'probabilities',
-           'write_whole', 'save_model', 'load_model', 'save_training', 'load_training']
+           'save_model', 'load_model', 'save_training', 'load_training']
 
-# %% ../nbs/07_checkpoint.ipynb #a97b0dbf
+# %% ../nbs/07_checkpoint.ipynb #0040c8d8
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .data import InputError
+from .data import InputError, write_whole
 from .unet import UNet
 
 # %% ../nbs/07_checkpoint.ipynb #435a9cff
@@ -82,22 +81,6 @@ def probabilities(network: nn.Module, # maps (B, C, H, W) to logits (B, 1, H, W)
         maps[start:start + batch] = logits.float().sigmoid()[:, 0].cpu().numpy()
     network.train(was_training)
     return maps
-
-# %% ../nbs/07_checkpoint.ipynb #2e3b90d0
-def write_whole(path: str | Path, # to be written or replaced
-                content: bytes, # all of it
-                ) -> None:
-    "Replace a file in one step; the old one stays where writing fails, and then InputError says why."
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
-            file.write(content); file.flush(); os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}). Free some space or choose another folder.") from None
-    finally: aside.unlink(missing_ok=True) if aside.parent.is_dir() else None
 
 # %% ../nbs/07_checkpoint.ipynb #86fc8878
 def _pack(tensors: dict[str, Tensor], facts: dict) -> bytes:

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from .data import InputError, Sample, fit_image, fit_mask, read_image
 
-# %% ../nbs/01_coco.ipynb #3f55e204
+# %% ../nbs/01_coco.ipynb #1c22730e
 def _unpack_runs(counts: str) -> list[int]:
     "The run lengths in COCO's compressed string: five bits a character, a sixth says that more follow (pycocotools, rleFrString)."
     runs, value, shift = [], 0, 0
@@ -40,14 +40,16 @@ def outline_mask(segmentation: list | dict, # COCO: a list of polygons [x1, y1, 
     "The mask inside a COCO segmentation, several polygons united. ValueError with the reason where it cannot be drawn."
     if isinstance(segmentation, dict):
         counts = segmentation.get("counts")
-        if segmentation.get("size") != [height, width]: raise ValueError(f"has run lengths for size {segmentation.get('size')}, not {[height, width]}")
+        if segmentation.get("size") != [height, width]:
+            raise ValueError(f"has run lengths for size {segmentation.get('size')}, not {[height, width]}")
         runs = _unpack_runs(counts) if isinstance(counts, str) else counts
         if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != height * width:
             raise ValueError("has run lengths that do not add up to the image")
         return coco_mask.decode(coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width))
     if not isinstance(segmentation, list) or not segmentation: raise ValueError("has no outline (segmentation)")
     for polygon in segmentation:
-        if not isinstance(polygon, list) or not all(map(_is_number, polygon)): raise ValueError("has a polygon that is not a list of numbers")
+        if not isinstance(polygon, list) or not all(map(_is_number, polygon)):
+            raise ValueError("has a polygon that is not a list of numbers")
         if len(polygon) % 2: raise ValueError(f"has a polygon with an odd number of coordinates ({len(polygon)})")
         if len(polygon) < 6: raise ValueError("has a polygon of fewer than three points")
         x, y = polygon[::2], polygon[1::2]
@@ -62,7 +64,7 @@ def is_box(mask: np.ndarray, # (H, W) of 0 and 1
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return len(rows) > 0 and bool(mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1].all())
 
-# %% ../nbs/01_coco.ipynb #97bf4147
+# %% ../nbs/01_coco.ipynb #981d9be2
 COCO_NAME = "_annotations.coco.json"
 SPLITS = ("train", "valid", "test")
 
@@ -84,26 +86,32 @@ def read_coco(path: str | Path, # one `_annotations.coco.json`
     try: content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error: return [], [f"{path}: is not JSON ({error}). Export or download it again."]
     except OSError as error: return [], [f"{path}: cannot be read ({error.strerror}). Check the file."]
-    missing = [key for key in ("images", "annotations", "categories") if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    missing = [key for key in ("images", "annotations", "categories")
+               if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     if missing: return [], [f"{path}: lacks the list{'s' * (len(missing) > 1)} {', '.join(missing)}. Export it as COCO segmentation."]
     images, problems, names = {}, [], set()
     categories = [category.get("id") for category in content["categories"] if isinstance(category, dict)]
     for number, image in enumerate(content["images"]):
         if not _fits(image, id=int, file_name=str, height=int, width=int):
-            problems.append(f"{path}: image number {number} lacks id, file_name, height or width, or one is of a wrong type. Mend the entry.")
+            problems.append(f"{path}: image number {number} lacks id, file_name, height or width, or one is of a wrong type. "
+                            "Mend the entry.")
         elif leaves_folder(image["file_name"]):
-            problems.append(f"{path}: file_name {image['file_name']!r} leaves the folder. Put the image beside the JSON and name it without a path.")
+            problems.append(f"{path}: file_name {image['file_name']!r} leaves the folder. "
+                            "Put the image beside the JSON and name it without a path.")
         elif image["id"] in images or image["file_name"] in names:
             problems.append(f"{path}: image {image['id']} ({image['file_name']}) is there twice. Remove one.")
         else: images[image["id"]] = {**image, "annotations": []}; names.add(image["file_name"])
     listed = {image.get("id") for image in content["images"] if isinstance(image, dict) and isinstance(image.get("id"), int)}
     for number, annotation in enumerate(content["annotations"]):
         if not _fits(annotation, image_id=int, category_id=int, segmentation=(list, dict)):
-            problems.append(f"{path}: annotation number {number} lacks image_id, category_id or segmentation, or one is of a wrong type. Mend the entry.")
+            problems.append(f"{path}: annotation number {number} lacks image_id, category_id or segmentation, or one is of a wrong type. "
+                            "Mend the entry.")
         elif annotation["image_id"] not in listed:
-            problems.append(f"{path}: annotation number {number} belongs to image_id {annotation['image_id']}, which is not in the file. Remove it.")
+            problems.append(f"{path}: annotation number {number} belongs to image_id {annotation['image_id']}, which is not in the file. "
+                            "Remove it.")
         elif annotation["category_id"] not in categories:
-            problems.append(f"{path}: annotation number {number} has category_id {annotation['category_id']}, which is not in the file. Mend it.")
+            problems.append(f"{path}: annotation number {number} has category_id {annotation['category_id']}, which is not in the file. "
+                            "Mend it.")
         elif annotation["image_id"] in images: images[annotation["image_id"]]["annotations"].append({**annotation, "number": number})
     return list(images.values()), problems
 
@@ -127,7 +135,7 @@ def coco_entries(folder: str | Path, # of the layout
         problems += found
     return entries, problems
 
-# %% ../nbs/01_coco.ipynb #9c1787f8
+# %% ../nbs/01_coco.ipynb #757e7c61
 def coco_sample(entry: dict, # from `coco_entries`
                 size: int, # side of the square slice, pixels
                 ) -> Sample: # image uint8 (1, size, size), mask uint8 (size, size), row of the table
@@ -136,7 +144,8 @@ def coco_sample(entry: dict, # from `coco_entries`
     pixels = read_image(path)
     height, width = pixels.shape[1:]
     if (height, width) != (entry["height"], entry["width"]):
-        raise InputError(f"{path}: is {width} x {height}, but its JSON says {entry['width']} x {entry['height']}. Take the image that was annotated.")
+        raise InputError(f"{path}: is {width} x {height}, but its JSON says {entry['width']} x {entry['height']}. "
+                         "Take the image that was annotated.")
     masks, problems = [], []
     for annotation in entry["annotations"]:
         try: masks.append(outline_mask(annotation["segmentation"], height, width))

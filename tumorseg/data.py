@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLE', 'MAX_PIXELS', 'Sample', 'InputError', 'UsageError', 'Slices', 'fit_image', 'fit_mask', 'unfit', 'read_image',
-           'new_folder', 'save_slices', 'load_slices', 'cached_slices']
+           'new_folder', 'write_whole', 'save_slices', 'load_slices', 'cached_slices']
 
 # %% ../nbs/00_data.ipynb #8110b5cd
 import hashlib
@@ -178,6 +178,22 @@ def new_folder(folder: str | Path, # the folder to be, which must not exist or b
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error}). Free some space or choose another folder.") from None
     finally: shutil.rmtree(unfinished, ignore_errors=True)
+
+# %% ../nbs/00_data.ipynb #2e3b90d0
+def write_whole(path: str | Path, # to be written or replaced
+                content: bytes, # all of it
+                ) -> None:
+    "Replace a file in one step; the old one stays where writing fails, and then InputError says why."
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            file.write(content); file.flush(); os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}). Free some space or choose another folder.") from None
+    finally: aside.unlink(missing_ok=True) if aside.parent.is_dir() else None
 
 # %% ../nbs/00_data.ipynb #db79ab14
 Sample = tuple[np.ndarray, np.ndarray, dict] # image uint8 (C, size, size), mask uint8 (size, size), row of the table

@@ -85,14 +85,14 @@ def _to_template(patient, points):
     bent = patient.look["bend"] * np.stack([_field(patient.fields[f"bend {axis}"], points) for axis in "xyz"])
     return patient.turn @ (points - patient.shift[:, None]) + bent
 
-# %% ../nbs/02_demo.ipynb #49111595
+# %% ../nbs/02_demo.ipynb #b49854c5
 # Lengths in mm, brightness 0..1; core, oedema and rough in radii of the tumour; push is a share of the distance to its middle.
-_HEAD = dict(bend=(2, 4), fov=(225, 262), fluid=(.1, .2), grey=(.34, .43), contrast=(.03, .12), csf=(1.5, 3.5), marrow=(0, 2.5),
-             scalp=(0, 3.5), fat=(.66, .9), vessel=(.5, .85), sinus=(.5, .85), push=(.15, .4), noise=(.008, .028), bias=(.05, .16),
+_HEAD = dict(bend=(2, 4), fov=(225, 262), fluid=(.1, .2), grey=(.34, .43), contrast=(.03, .11), csf=(1.5, 3.5), marrow=(0, 2.5),
+             scalp=(0, 3.5), fat=(.66, .9), vessel=(.45, .8), sinus=(.45, .8), push=(.15, .4), noise=(.008, .028), bias=(.05, .16),
              gain=(.78, .98), gamma=(.88, 1.2))
-_TUMOUR = {"glioma": dict(size=(11, 28), core=(.1, .9), bright=(.46, .85), dark=(.12, .28), oedema=(1.2, 2.2), rough=(.15, .25)),
-           "meningioma": dict(size=(10, 24), core=(-1, -1), bright=(.5, .8), dark=(.2, .2), oedema=(.8, 1.6), rough=(.04, .1)),
-           "pituitary": dict(size=(7, 12.5), core=(-1, .4), bright=(.48, .8), dark=(.25, .4), oedema=(0, 0), rough=(.05, .1))}
+_TUMOUR = {"glioma": dict(size=(11, 28), core=(.1, .88), bright=(.51, .88), dark=(.12, .28), oedema=(1.2, 2.2), rough=(.15, .25)),
+           "meningioma": dict(size=(10, 24), core=(-1, -1), bright=(.54, .83), dark=(.2, .2), oedema=(.8, 1.6), rough=(.04, .1)),
+           "pituitary": dict(size=(7, 12.5), core=(-1, .35), bright=(.52, .83), dark=(.25, .4), oedema=(0, 0), rough=(.05, .1))}
 
 def _place(rng, kind, size):
     "The middle of a tumour: drawn again until it suits its kind."
@@ -114,7 +114,7 @@ def simulate_patient(number: int, # 0, 1, 2, ...: the same number and seed give 
     kind, view = kind or str(kinds), view or str(views)
     turn = Rotation.from_rotvec(rng.normal(0, .07, 3)).as_matrix() @ np.diag(rng.uniform(.93, 1.09, 3))
     look = {name: rng.uniform(*limits) for name, limits in (_HEAD | _TUMOUR[kind]).items()}
-    if kind == "glioma" and rng.random() < .12: look |= dict(core=-1, bright=rng.uniform(.2, .26), oedema=0)  # takes up no contrast
+    if kind == "glioma" and rng.random() < .09: look |= dict(core=-1, bright=rng.uniform(.2, .26), oedema=0)  # takes up no contrast
     spacing = {"bend x": 45, "bend y": 45, "bend z": 45, "wide": 90, "thick": 50, "fold": 14, "fine": 7, "grain": 3, "vessel a": 22,
                "vessel b": 18, "lobes": look["size"], "edge": .5 * look["size"]}
     fields = {name: rng.standard_normal((int(320 / mm) + 4,) * 3).astype(np.float32) for name, mm in spacing.items()}

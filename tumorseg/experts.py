@@ -14,7 +14,7 @@ from PIL import Image
 
 from .data import TABLE, InputError, Slices
 
-# %% ../nbs/01_experts.ipynb #e867e9cf
+# %% ../nbs/01_experts.ipynb #5d0982d1
 SAME_NUMBER = .9 # correlation from which the slice of the same number is believed, if no other is more alike; right ones have 0.95 and more
 SAME_PICTURE = .97 # correlation from which a slice of another number is taken in its place; different slices have up to 0.93
 
@@ -35,12 +35,13 @@ def _looks(images: np.ndarray, swap: bool) -> np.ndarray:
 
 def find_partners(kaggle: Slices, # the Kaggle set, or any pictures named by the number of their slice
                   figshare: Slices, # the slices with contours, named N.mat
-                  ) -> pd.DataFrame: # a row for each of `kaggle`: name, number, correlation, partner, partner_name, partner_correlation, verdict
+                  ) -> pd.DataFrame: # a row for each of `kaggle`, see below
     """Which figshare slice each picture shows: found by number, checked by the correlation of 64 x 64 grey values with all of them.
 
-    `correlation` is with the slice of the same number (NaN where there is none), `partner` the row of `figshare` to take, -1 for none. `verdict`:
-    "same number"; "another number", where a different slice is more alike and beyond doubt; "wrong number", where the slice of the number is not the
-    picture and no other is; "not there", where no slice has the number.
+    Columns: name; number, -1 for none; correlation with the slice of that number, NaN where there is none; partner, the row of `figshare`
+    to take, -1 for none; partner_name; partner_correlation; verdict. The verdict is "same number"; "another number", where a different
+    slice is more alike and beyond doubt; "wrong number", where the slice of the number is not the picture and no other is; "not there", where
+    no slice has the number.
     """
     alike = _looks(kaggle.images, swap=False) @ _looks(figshare.images, swap=True).T
     rows = {_number(name): row for row, name in enumerate(figshare.table["name"])}
@@ -52,17 +53,17 @@ def find_partners(kaggle: Slices, # the Kaggle set, or any pictures named by the
         elif row[own] >= max(SAME_NUMBER, row[best] - .001): partner, verdict = own, "same number"
         elif row[best] >= SAME_PICTURE and best != own: partner, verdict = best, "another number"
         else: partner, verdict = -1, "wrong number"
-        partners.append((name, _number(name), np.nan if own is None else row[own], partner, "" if partner < 0 else figshare.table["name"][partner],
-                         np.nan if partner < 0 else row[partner], verdict))
+        taken = ("", np.nan) if partner < 0 else (figshare.table["name"][partner], row[partner])
+        partners.append((name, _number(name), np.nan if own is None else row[own], partner, *taken, verdict))
     return pd.DataFrame(partners, columns=["name", "number", "correlation", "partner", "partner_name", "partner_correlation", "verdict"])
 
-# %% ../nbs/01_experts.ipynb #44161425
+# %% ../nbs/01_experts.ipynb #477646b2
 def expert_contours(kaggle: Slices, # the Kaggle set
                     figshare: Slices, # the slices with contours, of the same size
                     partners: pd.DataFrame, # what `find_partners` found for these two: read its verdicts
                     ) -> Slices: # the pictures that have a partner, in the order of `kaggle`
-    """The Kaggle pictures with expert contours: patient, category (1 meningioma, 2 glioma, 3 pituitary tumour) and label from figshare; picture, name,
-    split and size from Kaggle. Pictures without partner are left out. InputError where the sizes differ or none has a partner.
+    """The Kaggle pictures with expert contours: patient, category (1 meningioma, 2 glioma, 3 pituitary tumour) and label from figshare;
+    picture, name, split and size from Kaggle. Pictures without partner are left out. InputError where the sizes differ or none has one.
     """
     if kaggle.masks.shape[1:] != figshare.masks.shape[1:]:
         raise InputError(f"The two sets are opened at {kaggle.masks.shape[1]} and {figshare.masks.shape[1]} pixels. Open both at one size.")

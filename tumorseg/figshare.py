@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['API', 'MAX_FILE', 'patient_of', 'figshare_sample', 'figshare_files', 'figshare_entries', 'unpack', 'download_article']
 
-# %% ../nbs/01_figshare.ipynb #685eea54
+# %% ../nbs/01_figshare.ipynb #31900aba
 import hashlib
 import json
 import math
@@ -16,10 +16,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 from scipy.io import loadmat
-from tqdm.auto import tqdm
 
 from .coco import leaves_folder
-from .data import MAX_PIXELS, InputError, Sample, _to_8_bits, fit_image, fit_mask
+from .data import MAX_PIXELS, InputError, Sample, _to_8_bits, fit_image, fit_mask, write_whole
+from .progress import progress_bar
 
 # %% ../nbs/01_figshare.ipynb #1858944f
 def patient_of(pid: str, # the field PID of a file
@@ -27,14 +27,15 @@ def patient_of(pid: str, # the field PID of a file
     "The person behind a patient id: an MR id without the letter at its end, which probably counts repeat scans; any other id as it is."
     return re.sub(r"^(MR\d+)[A-Z]$", r"\1", pid)
 
-# %% ../nbs/01_figshare.ipynb #9f6429c0
+# %% ../nbs/01_figshare.ipynb #226fbd20
 def _numbers(parent: h5py.Group, name: str, most: int) -> np.ndarray:
     "A numeric field kept in this very file, of at most `most` values. ValueError with the reason where it is not one."
     if name not in parent: raise ValueError(f"lacks the field {name}")
     field = parent[name] if isinstance(parent.get(name, getlink=True), h5py.HardLink) else None
     if not isinstance(field, h5py.Dataset) or field.dtype.kind not in "iufb" or field.is_virtual or field.external:
         raise ValueError(f"has no numbers of its own in the field {name}")
-    if max(field.size or 0, math.prod(field.chunks or ())) > most: raise ValueError(f"has too many values in the field {name} ({field.shape})")
+    if max(field.size or 0, math.prod(field.chunks or ())) > most:
+        raise ValueError(f"has too many values in the field {name} ({field.shape})")
     return field[()]
 
 def _open(path: Path) -> h5py.File:
@@ -43,10 +44,11 @@ def _open(path: Path) -> h5py.File:
     except OSError:
         with open(path, "rb") as file: start = file.read(10)
         if start == b"MATLAB 5.0":
-            raise ValueError("is in MATLAB's older format. In MATLAB: d = load('FILE.mat'); save('FILE.mat', '-struct', 'd', '-v7.3')") from None
+            raise ValueError("is in MATLAB's older format. In MATLAB: d = load('FILE.mat'); "
+                             "save('FILE.mat', '-struct', 'd', '-v7.3')") from None
         raise ValueError("is not a MATLAB v7.3 file, or is cut off. Download it again") from None
 
-# %% ../nbs/01_figshare.ipynb #29ea10bf
+# %% ../nbs/01_figshare.ipynb #fe525b23
 def _area(border: np.ndarray) -> float:
     "Area inside a closed polygon x1 y1 x2 y2 ..., in pixels (shoelace formula)."
     x, y = border.reshape(-1, 2).T
@@ -55,8 +57,8 @@ def _area(border: np.ndarray) -> float:
 def figshare_sample(entry: dict, # from `figshare_entries`: path, name, split
                     size: int, # side of the square slice, pixels
                     ) -> Sample: # image uint8 (1, size, size), mask uint8 (size, size), row of the table
-    """One MATLAB file. Grey values are scaled so that the slice's own minimum is 0 and its maximum 255; category is the field `label`: 1 meningioma,
-    2 glioma, 3 pituitary tumour. InputError with the reason where the file is not what it should be.
+    """One MATLAB file. Grey values are scaled so that the slice's own minimum is 0 and its maximum 255; category is the field `label`:
+    1 meningioma, 2 glioma, 3 pituitary tumour. InputError with the reason where the file is not what it should be.
     """
     path = entry["path"]
     try:
@@ -69,7 +71,8 @@ def figshare_sample(entry: dict, # from `figshare_entries`: path, name, split
         if image.ndim != 2 or image.size == 0: raise ValueError(f"has an image of shape {image.shape}: two dimensions are needed")
         if mask.shape != image.shape: raise ValueError(f"has a mask of shape {mask.shape} for an image of shape {image.shape}")
         if not np.isin(mask, (0, 1)).all(): raise ValueError(f"has a mask with values other than 0 and 1 ({_some(mask)})")
-        if len(border) % 2 or len(border) < 6 or not np.isfinite(border).all(): raise ValueError("has a tumorBorder that is no list of points")
+        if len(border) % 2 or len(border) < 6 or not np.isfinite(border).all():
+            raise ValueError("has a tumorBorder that is no list of points")
         drawn, area = int(mask.sum()), _area(border)
         if not area / 2 - 20 <= drawn <= area * 2 + 20: # 20: what drawing adds or loses on the smallest tumours
             raise ValueError(f"has a mask of {drawn} pixels, but a tumorBorder around {area:.0f}")
@@ -128,7 +131,7 @@ def figshare_entries(folder: str | Path, # of the layout
     entries = [dict(path=path, name=path.relative_to(folder).as_posix(), split=split) for path, split in zip(paths, splits)]
     return sorted(entries, key=lambda entry: entry["split"]), problems
 
-# %% ../nbs/01_figshare.ipynb #f7ee9b46
+# %% ../nbs/01_figshare.ipynb #cdebe107
 API = "https://api.figshare.com/v2"
 
 def _get(url: str, **options):
@@ -156,7 +159,7 @@ def _download(url: str, to: Path, size: int, md5: str) -> None:
         if have and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"): part.unlink(); have = 0
         if answer.status_code == 416: continue
         if answer.status_code == 206 and not have: continue
-        with answer, open(part, "ab") as file, tqdm(total=size, initial=have, desc=to.name, unit="B", unit_scale=True, delay=2) as bar:
+        with answer, open(part, "ab") as file, progress_bar(total=size, initial=have, desc=to.name, unit="B", unit_scale=True) as bar:
             try:
                 for block in answer.iter_content(1 << 14): # small: of the block that breaks nothing is kept
                     have += len(block)
@@ -170,13 +173,13 @@ def _download(url: str, to: Path, size: int, md5: str) -> None:
         raise ValueError("what arrived does not have the published checksum and was removed; start once more")
     part.replace(to)
 
-# %% ../nbs/01_figshare.ipynb #02171ed4
+# %% ../nbs/01_figshare.ipynb #a97657af
 MAX_FILE = 50_000_000 # bytes of one unpacked slice: a hundred times what one has
 
 def unpack(archive: Path, # a zip of N.mat files, in folders or not
            to: Path, # folder to unpack into
            ) -> int: # number of files written
-    "Unpack the N.mat files of a zip. InputError, with nothing written, where it is damaged, leaves the folder, or holds a file over `MAX_FILE`."
+    "Unpack the N.mat files of a zip. InputError where it is damaged, or, with nothing written, leaves `to` or exceeds `MAX_FILE`."
     try:
         with zipfile.ZipFile(archive) as opened:
             for member in opened.infolist():
@@ -184,13 +187,13 @@ def unpack(archive: Path, # a zip of N.mat files, in folders or not
                 if member.file_size > MAX_FILE: raise ValueError(f"has a file of {member.file_size} bytes ({member.filename[:80]})")
             slices = {Path(member.filename).name: member for member in opened.infolist()
                       if re.fullmatch(r"[0-9]{1,9}\.mat", Path(member.filename).name)}
-            for name, member in tqdm(slices.items(), desc=f"unpacking {archive.name}", unit="file", delay=2):
+            for name, member in progress_bar(slices.items(), desc=f"unpacking {archive.name}", unit="file"):
                 (to / name).write_bytes(opened.read(member)) # zipfile reads no more than file_size, and checks the CRC
     except (ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
         raise InputError(f"{archive}: {error}. Delete it and download it again.") from None
     return len(slices)
 
-# %% ../nbs/01_figshare.ipynb #a771c626
+# %% ../nbs/01_figshare.ipynb #c5988804
 def download_article(article: int, # number of the figshare article
                      to: str | Path, # folder to fill; made where it is not there
                      api: str = API, # address of figshare's API
@@ -214,9 +217,11 @@ def download_article(article: int, # number of the figshare article
             if name.endswith(".zip"): unpack(to / name, to)
             if name.endswith(".zip") and not brought: (to / name).unlink()
             done[name] = md5
-            fetched.write_text(json.dumps(done, indent=1))
+            write_whole(fetched, json.dumps(done, indent=1).encode())
     except InputError: raise
-    except OSError as error: raise InputError(f"{to}: cannot be written ({error.strerror or error}). Free some space or choose another folder.") from None
+    except OSError as error:
+        raise InputError(f"{to}: cannot be written ({error.strerror or error}). Free some space or choose another folder.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"figshare {article}: the download did not work ({error}). Try again, or download {page} by hand, unpack it and give its folder.") from None
+        raise InputError(f"figshare {article}: the download did not work ({error}). Try again, or download {page} by hand, "
+                         "unpack it and give its folder.") from None
     return to

@@ -83,24 +83,25 @@ def _in_colour(path: Path) -> bool:
     except InputError: return False # told when the slice itself is read
     return bool((planes != planes[0]).any())
 
-# %% ../nbs/01_folders.ipynb #12ce4207
+# %% ../nbs/01_folders.ipynb #d388a90c
 def pair_sample(entry: dict, # from `pair_entries` or `lgg_entries`
                 size: int, # side of the square slice, pixels
                 ) -> Sample: # image uint8 (C, size, size), mask uint8 (size, size), row of the table
-    """One picture with its mask, which must be of the same size. The category is 1 where there is tumour, for the source gives none; the label is
-    "box" where the mask is a filled rectangle.
+    """One picture with its mask, which must be of the same size. The category is 1 where there is tumour, for the source gives none;
+    the label is "box" where the mask is a filled rectangle.
     """
     image, mask = read_image(entry["image"], entry["channels"]), read_mask(entry["mask"])
     height, width = mask.shape
     if image.shape[1:] != mask.shape:
-        raise InputError(f"{entry['mask']}: is {width} x {height}, but its picture is {image.shape[2]} x {image.shape[1]}. Take the mask of this picture.")
+        raise InputError(f"{entry['mask']}: is {width} x {height}, but its picture is {image.shape[2]} x {image.shape[1]}. "
+                         "Take the mask of this picture.")
     # a contour around a few pixels is often a rectangle too
     boxed = not entry["known_contour"] and mask.sum() > 16 and is_box(mask)
     row = dict(name=entry["name"], split=entry["split"], patient=entry["patient"], category=int(mask.any()),
                label=("box" if boxed else "contour") if mask.any() else "", height=height, width=width)
     return fit_image(image, size), fit_mask(mask, size), row
 
-# %% ../nbs/01_folders.ipynb #948e5aa9
+# %% ../nbs/01_folders.ipynb #af88518f
 def _patients(folder: Path) -> list[Path]:
     inner = folder / "kaggle_3m" # the archive holds the patients in this folder, and all of them a second time in another
     return sorted(path for path in (inner if inner.is_dir() else folder).glob("TCGA_*") if path.is_dir())
@@ -116,7 +117,8 @@ def lgg_entries(folder: str | Path, # of the layout
     entries, problems = [], []
     for patient in _patients(Path(folder)):
         pairs, found = _paired(_pictures(patient))
-        entries += [dict(image=image, mask=mask, name=f"{patient.name}/{image.name}", split="all", patient=patient.name, channels=3, known_contour=True)
+        entries += [dict(image=image, mask=mask, name=f"{patient.name}/{image.name}", split="all", patient=patient.name, channels=3,
+                         known_contour=True)
                     for image, mask in sorted(pairs, key=lambda pair: (len(pair[0].name), pair[0].name))] # _9 before _10
         problems += found
     return entries, problems

@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['LAYOUTS', 'KAGGLE', 'LGG', 'FIGSHARE', 'FETCHED', 'Layout', 'find_layout', 'open_data', 'fetch']
 
-# %% ../nbs/01_sources.ipynb #0e4d4242
+# %% ../nbs/01_sources.ipynb #e999c057
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from platformdirs import user_cache_path
-from tqdm.auto import tqdm
 
 from .coco import COCO_NAME, SPLITS, coco_entries, coco_files, coco_sample
 from .data import InputError, Sample, Slices, cached_slices, save_slices
 from .figshare import download_article, figshare_entries, figshare_files, figshare_sample
 from .folders import lgg_entries, lgg_files, pair_entries, pair_files, pair_sample
+from .progress import progress_bar
 
-# %% ../nbs/01_sources.ipynb #bd80643a
+# %% ../nbs/01_sources.ipynb #9617dc06
 class Layout(NamedTuple):
     "How one kind of folder is known and read."
     name: str # in words
@@ -41,20 +41,21 @@ def find_layout(folder: str | Path, # any folder
                 ) -> tuple[Layout, list[Path]]: # the layout, and the files of it
     "Which layout a folder has. InputError where it is none, with all that was looked for, or two at once."
     folder = Path(folder)
-    if not folder.is_dir(): raise InputError(f"{folder}: not a folder. Give a folder of data, or the name of a set to download: {', '.join(FETCHED)}.")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: not a folder. Give a folder of data, or the name of a set to download: {', '.join(FETCHED)}.")
     found = [(layout, files) for layout in LAYOUTS if (files := layout.files(folder))]
     if not found:
         looked = "\n".join(f"- {layout.name}: {layout.looked_for}" for layout in LAYOUTS)
         raise InputError(f"{folder}: not a layout that is known. Looked for\n{looked}\nand found none of these.")
     if len(found) > 1:
-        raise InputError(f"{folder}: holds {len(found)} layouts at once, {' and '.join(f'{layout.name} ({files[0].relative_to(folder)})' for layout, files in found)}. "
-                         "Give each a folder of its own.")
+        which = " and ".join(f"{layout.name} ({files[0].relative_to(folder)})" for layout, files in found)
+        raise InputError(f"{folder}: holds {len(found)} layouts at once, {which}. Give each a folder of its own.")
     return found[0]
 
-# %% ../nbs/01_sources.ipynb #b1d1ab80
+# %% ../nbs/01_sources.ipynb #9fd70685
 def _content_key(layout: Layout, files: list[Path], folder: Path, size: int) -> str:
     digest = hashlib.sha256(layout.version.encode())
-    for path in tqdm(files, desc="looking for changes", unit="file", delay=2):
+    for path in progress_bar(files, desc="looking for changes", unit="file"):
         digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
         with open(path, "rb") as file:
             while block := file.read(1 << 20): digest.update(block)
@@ -62,7 +63,7 @@ def _content_key(layout: Layout, files: list[Path], folder: Path, size: int) -> 
 
 def _good_samples(layout: Layout, entries: list[dict], size: int, problems: list[str]) -> Iterator[Sample]:
     "The good samples one by one; raises at the end where there were problems, before or here."
-    for entry in tqdm(entries, desc="reading images", unit="image", delay=2):
+    for entry in progress_bar(entries, desc="reading images", unit="image"):
         try: yield layout.sample(entry, size)
         except InputError as error: problems.extend(error.problems)
     if problems: raise InputError(*problems)
@@ -73,8 +74,8 @@ def open_data(source: str | Path, # a folder of a known layout, or "kaggle", "fi
               ) -> Slices: # memory-mapped, the slices of a split side by side
     """A data set as `Slices`, read once and then opened from the cache. The layout recognises itself (`LAYOUTS`).
 
-    Splits are those of the source: train, valid, test; fold1 to fold5 for figshare with the authors' folds; "all" where there are none. InputError
-    with all problems of the folder together.
+    Splits are those of the source: train, valid, test; fold1 to fold5 for figshare with the authors' folds; "all" where there are none.
+    InputError with all problems of the folder together.
     """
     if size < 1: raise InputError(f"size is {size}: give the side of the slices in pixels, for instance 256.")
     folder = fetch(source) if source in FETCHED else Path(source)
@@ -86,7 +87,8 @@ def open_data(source: str | Path, # a folder of a known layout, or "kaggle", "fi
         save_slices(to, _good_samples(layout, entries, size, problems), len(entries), entries[0].get("channels", 1), size)
 
     try: return cached_slices(_content_key(layout, files, folder, size), save, cache)
-    except OSError as error: raise InputError(f"{folder}: cannot be read ({error.strerror or error}). Check that it is still there.") from None
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror or error}). Check that it is still there.") from None
 
 # %% ../nbs/01_sources.ipynb #b76c34a0
 KAGGLE = "pkdarabi/brain-tumor-image-dataset-semantic-segmentation"

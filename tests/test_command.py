@@ -1,0 +1,102 @@
+"""The command as a user runs it: in a subprocess, on a small demo set, with the usual mistakes."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tumorseg.demo import write_demo
+
+
+def tumorseg(*args, **kwargs):
+    command = [Path(sys.executable).parent / "tumorseg", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_demo(tmp_path_factory.mktemp("data") / "demo", patients=8, size=96)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "first"
+    done = tumorseg("train", data, "--out", out, "--size", 48, "--epochs", 2, "--width", 4, "--depth", 3, "--batch", 4)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(out)  # the result alone; the lines of the epochs are on stderr
+    assert "epoch 2/2" in done.stderr
+    return out
+
+
+def assert_one_sentence(done, *words, code=1):
+    assert done.returncode == code, (done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr and all(word in done.stderr for word in words), done.stderr
+
+
+def test_a_run_folder_has_what_the_design_says(run):
+    facts = json.loads((run / "config.json").read_text())
+    assert facts["config"]["epochs"] == 2 and facts["size"] == 48 and len(facts["data"]["fingerprint"]) == 16 and "torch" in facts["versions"]
+    history = pd.read_csv(run / "history.csv")
+    assert history.columns.tolist() == ["epoch", "train_loss", "valid_loss", "valid_dice", "lr", "seconds", "slices_per_second"] and len(history) == 2
+    assert (run / "model.safetensors").exists() and (run / "last").is_dir()
+
+
+def test_evaluate_writes_the_summary_the_slices_and_the_pictures(run, data):
+    done = tumorseg("evaluate", run, data)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((run / "metrics.json").read_text())
+    keys = "split label n_slices n_patients threshold dice_mean dice_ci_low dice_ci_high dice_median iou_mean dice_pooled precision recall"
+    assert set(keys.split()) <= set(summary) and summary["split"] == "test" and summary["label"] == "contour"
+    assert f"{summary['dice_mean']:.3f}" in done.stdout and "both masks empty: 1" in done.stdout.lower()
+    slices = pd.read_csv(run / "slices.csv")
+    assert len(slices) == summary["n_slices"] and abs(slices["dice"].mean() - summary["dice_mean"]) < 1e-5
+    assert {path.name for path in (run / "overlays").iterdir()} == {"worst.png", "median.png", "best.png"}
+
+
+def test_predict_names_the_broken_file_and_does_the_others(run, data, tmp_path):
+    good, = sorted((data / "test").glob("*.jpg"))[:1]
+    shutil.copy(good, tmp_path / "good.jpg")
+    (tmp_path / "cut.jpg").write_bytes(good.read_bytes()[:500])
+    Image.fromarray(np.full((50, 31), 900, np.uint16)).save(tmp_path / "sixteen.tiff")
+    done = tumorseg("predict", tmp_path / "good.jpg", tmp_path / "cut.jpg", tmp_path / "sixteen.tiff", "--out", tmp_path / "out", "--model", run)
+    assert_one_sentence(done, "cut.jpg")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"{stem}_{kind}.png" for stem in ("good", "sixteen") for kind in ("mask", "overlay")}
+    assert Image.open(tmp_path / "out/sixteen_mask.png").size == (31, 50)
+
+
+def test_predict_refuses_files_of_one_name(run, tmp_path):
+    assert_one_sentence(tumorseg("predict", "a/scan.png", "b/scan.jpg", "--out", tmp_path, "--model", run), "scan", code=2)
+
+
+@pytest.mark.parametrize("args, words, code", [
+    (("train", "no-such-folder", "--out", "r"), ("no-such-folder",), 1),
+    (("train", ".", "--out", "r"), ("_annotations.coco.json",), 1),
+    (("train", ".", "--out", "r", "--epochs", "0"), ("epochs",), 2),
+    (("train", ".", "--out", "r", "--size", "0"), ("size",), 2),
+    (("evaluate", "no-run", "."), ("no-run",), 1),
+    (("predict", "x.png", "--out", "o", "--model", "no-run"), ("no-run",), 1),
+    (("frobnicate",), (), 2),
+    (("train",), (), 2),
+])
+def test_mistakes_end_in_a_sentence(args, words, code, tmp_path):
+    assert_one_sentence(tumorseg(*args, cwd=tmp_path), *words, code=code)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_never_overwritten_and_its_data_never_mixed(run, data, tmp_path):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert_one_sentence(tumorseg("train", data, "--out", run, "--size", 48), "holds a training already")
+    other = write_demo(tmp_path / "other", patients=8, seed=1, size=96)
+    assert_one_sentence(tumorseg("train", other, "--out", run, "--resume"), "other data")
+    assert_one_sentence(tumorseg("evaluate", run, data, "--split", "holdout"), "holdout", "test")
+    assert before.items() <= {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}.items()
+
+
+def test_a_damaged_model_is_named(run, tmp_path, data):
+    (tmp_path / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:1000])
+    assert_one_sentence(tumorseg("evaluate", tmp_path, data), "model.safetensors")

@@ -1,0 +1,51 @@
+"Folds by patients and the authors' own, on the real sets, where they are at hand beside the project."
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tumorseg.data import InputError
+from tumorseg.patients import choose_split, describe_split, leaking_patients, load_folds, patient_folds, save_folds, split_state, use_folds, with_patients
+from tumorseg.sources import open_data
+
+SHARED = Path(__file__).parents[2] / "shared"
+pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not beside the project (../shared)")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory): return tmp_path_factory.mktemp("patients")
+
+
+@pytest.fixture(scope="module")
+def kaggle(work): return with_patients(open_data(SHARED / "data/kaggle", 64, work / "cache"), SHARED / "data/cheng/patients.csv")
+
+
+def test_the_official_split_leaks(kaggle):
+    assert split_state(kaggle) == "leak" and "429 of 429 slices of valid and 210 of 215 slices of test" in describe_split(kaggle)
+    assert len(leaking_patients(kaggle)) > 100
+    with pytest.raises(InputError, match="--split patients"): choose_split(kaggle)
+    assert choose_split(kaggle, "official")[0] is kaggle
+
+
+def test_folds_of_the_kaggle_set(kaggle, work):
+    folds = patient_folds(kaggle, 5, seed=0)
+    sizes = np.bincount([folds.fold[name] for name in kaggle.table["name"]])[1:]
+    assert sizes.min() > .8 * len(kaggle) / 5 and sizes.max() < 1.2 * len(kaggle) / 5
+    shares = [(use_folds(kaggle, folds, fold).in_split("test").table["category"] == 1).mean() for fold in range(1, 6)]
+    assert max(shares) - min(shares) < .15
+    save_folds(work / "folds.json", folds)
+    for fold in range(1, 6):
+        chosen, again = choose_split(kaggle, str(work / "folds.json"), fold=fold)
+        assert split_state(chosen) == "separate" and again == folds == load_folds(work / "folds.json")
+    with pytest.raises(InputError, match="another data set"): use_folds(kaggle[:2000], folds)
+
+
+def test_the_authors_folds(work):
+    subprocess.run([sys.executable, SHARED / "tools/figshare_mat.py", work / "mat"], check=True, capture_output=True)
+    figshare = open_data(work / "mat", 64, work / "cache")
+    chosen, folds = choose_split(figshare, fold=2)
+    assert folds.made == "authors" and folds.count == 5 and split_state(chosen) == "separate"
+    assert set(figshare.table["split"][chosen.table["split"] == "test"]) == {"fold2"}
+    assert set(figshare.table["split"][chosen.table["split"] == "valid"]) == {"fold3"}
