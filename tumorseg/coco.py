@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['COCO_NAME', 'SPLITS', 'outline_mask', 'is_box', 'leaves_folder', 'read_coco', 'coco_files', 'coco_entries',
-           'coco_sample']
+           'coco_sample', 'annotation_facts']
 
-# %% ../nbs/01_coco.ipynb #5ec4f149
+# %% ../nbs/01_coco.ipynb #616f57ab
 import json
 import math
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
+import pandas as pd
 from pycocotools import mask as coco_mask
 
 from .data import InputError, Sample, fit_image, fit_mask, read_image
@@ -159,3 +160,31 @@ def coco_sample(entry: dict, # from `coco_entries`
     row = dict(name=f"{split}/{entry['file_name']}", split=split, patient=str(entry.get("patient", "")),
                category=category, label=label, height=height, width=width)
     return fit_image(pixels, size), fit_mask(mask, size), row
+
+# %% ../nbs/01_coco.ipynb #a50308cb
+def _box_state(bbox: object, left: float, top: float, width: float, height: float) -> str:
+    "What a `bbox` is, beside the box of the outline; two pixels, or 2 % of a side, are left to rounding."
+    if bbox is None: return "missing"
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)): return "stale"
+    same = lambda *box: all(abs(a - b) <= 2 + .02 * max(width, height) for a, b in zip(bbox, box))
+    if same(left, top, width, height): return "right"
+    return "wrong order" if same(left, top, left + width, top + height) or same(top, left, height, width) else "stale"
+
+def annotation_facts(folder: str | Path, # of the layout
+                     ) -> pd.DataFrame: # a row an annotation: name, category, width, height, at_frame, bbox, area
+    """Each annotation as it is drawn: `width` and `height` in pixels of the file, `at_frame` whether it touches the frame; `bbox` is "right", "wrong order", "stale" or
+    "missing", `area` the same without order (a tenth is left to rounding). Annotations that cannot be drawn are left out: `coco_sample` tells of them.
+    """
+    facts = []
+    for entry in coco_entries(folder)[0]:
+        for annotation in entry["annotations"]:
+            try: mask = outline_mask(annotation["segmentation"], entry["height"], entry["width"])
+            except (ValueError, TypeError): continue
+            rows, columns, area, known = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0)), int(mask.sum()), annotation.get("area")
+            if not area: continue
+            box = columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]
+            at_frame = rows[0] == 0 or columns[0] == 0 or rows[-1] == entry["height"] - 1 or columns[-1] == entry["width"] - 1
+            right = _is_number(known) and abs(known - area) <= .1 * area + 2 * (box[2] + box[3])
+            facts.append((f"{entry['split']}/{entry['file_name']}", annotation["category_id"], int(box[2]), int(box[3]), bool(at_frame),
+                          _box_state(annotation.get("bbox"), *map(int, box)), "missing" if known is None else "right" if right else "stale"))
+    return pd.DataFrame(facts, columns=["name", "category", "width", "height", "at_frame", "bbox", "area"])

@@ -6,10 +6,9 @@
 __all__ = ['KINDS', 'VIEWS', 'Anatomy', 'anatomy', 'Patient', 'simulate_patient', 'tumour_level', 'contours', 'simulate_slice',
            'slice_offsets', 'write_demo']
 
-# %% ../nbs/02_demo.ipynb #245f346e
+# %% ../nbs/02_demo.ipynb #8f63ac56
 import functools
 import json
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -17,7 +16,9 @@ from contourpy import contour_generator
 from PIL import Image
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-from tqdm.auto import tqdm
+
+from .data import InputError, UsageError, new_folder
+from .progress import progress_bar
 
 # %% ../nbs/02_demo.ipynb #3b2dcb0f
 class Anatomy(NamedTuple):
@@ -240,7 +241,7 @@ def slice_offsets(patient: Patient) -> list[float]: # mm from the middle of the 
     beside = -np.sign(place) * (1.6 * radius + rng.uniform(8, 16))
     return offsets + [round(float(beside), 2)] * (rng.random() < .25)
 
-# %% ../nbs/02_demo.ipynb #a535f81b
+# %% ../nbs/02_demo.ipynb #2b8c7ddc
 _SPLITS = {"train": set(range(20)) - {1, 8, 14, 2, 11, 17}, "valid": {1, 8, 14}, "test": {2, 11, 17}}  # a patient's number modulo 20
 _CATEGORIES = [{"id": k, "name": name, "supercategory": "Tumor" if k else "none"} for k, name in enumerate(("Tumor", "0", "1"))]
 
@@ -257,19 +258,19 @@ def write_demo(folder: str | Path, # made if missing; must be empty or hold this
               ) -> Path: # the folder
     "Write the demo in the Kaggle set's layout, `{train,valid,test}/_annotations.coco.json` beside grey JPGs, unless it is already there."
     folder = Path(folder)
-    if patients < 3: raise ValueError(f"patients is {patients}, but three splits need at least 3")
+    if patients < 3: raise UsageError(f"patients is {patients}, but three splits need at least 3.")
     info = {"description": "Simulated tumours in the MNI152 template, by tumorseg. Of no person; not for training models used on people.",
             "version": "1", "patients": patients, "seed": seed, "size": size}
     if folder.exists() and any(folder.iterdir()):
-        notes = [folder / split / "_annotations.coco.json" for split in _SPLITS]
-        if all(note.exists() and json.loads(note.read_text(encoding="utf-8-sig")).get("info") == info for note in notes): return folder
-        raise FileExistsError(f"{folder} is not empty and does not hold the demo with {patients} patients, seed {seed} and {size} pixels: "
-                              "name another folder, or delete this one first")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo-") as work, tqdm(total=patients, desc="simulate patients") as bar:
+        try: notes = [json.loads((folder / split / "_annotations.coco.json").read_text(encoding="utf-8"))["info"] for split in _SPLITS]
+        except (OSError, ValueError, KeyError, TypeError): notes = [None]
+        if all(note == info for note in notes): return folder
+        raise InputError(f"{folder}: is not empty and does not hold the demo with {patients} patients, seed {seed} and {size} pixels. "
+                         "Name another folder, or delete this one first.")
+    with new_folder(folder) as work, progress_bar(total=patients, desc="simulating patients", unit="patient") as bar:
         for split, places in _SPLITS.items():
-            path, images, annotations = Path(work) / "demo" / split, [], []
-            path.mkdir(parents=True)
+            path, images, annotations = work / split, [], []
+            path.mkdir()
             for patient in (simulate_patient(number, seed) for number in range(patients) if number % 20 in places):
                 for k, offset in enumerate(slice_offsets(patient)):
                     image, level = simulate_slice(patient, offset, size)
@@ -282,6 +283,4 @@ def write_demo(folder: str | Path, # made if missing; must be empty or hold this
                 bar.update()
             content = {"info": info, "licenses": [], "categories": _CATEGORIES, "images": images, "annotations": annotations}
             (path / "_annotations.coco.json").write_text(json.dumps(content), encoding="utf-8")
-        if folder.exists(): folder.rmdir()  # it is empty
-        path.parent.rename(folder)  # all or nothing
     return folder

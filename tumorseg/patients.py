@@ -135,7 +135,7 @@ def load_folds(path: str | Path, # written by `save_folds`
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: is not a file of folds ({error}). Make the folds anew.") from None
 
-# %% ../nbs/00_patients.ipynb #7bd0ac12
+# %% ../nbs/00_patients.ipynb #6c8e2aa9
 def number_of(name: str, # of a slice, with or without folders
               ) -> int: # -1 where there is none
     "The number that a file name begins with."
@@ -154,7 +154,7 @@ def with_patients(slices: Slices, # some of them of unknown patient
     if not person or not key: raise InputError(f"{where}: lacks a column patient, or name or number. It has {', '.join(map(str, known.columns[:8]))}.")
     known = known[known[person] != ""].drop_duplicates([key, person])
     twice = known[key][known[key].duplicated()]
-    if len(twice): raise InputError(f"{where}: gives {len(twice)} slices two patients, for instance {key} {twice.iloc[0]}. Keep one.")
+    if len(twice): raise InputError(f"{where}: gives a slice two patients ({key} {twice.iloc[0]}). Keep one.")
     named = slices.table["name"] if key == "name" else slices.table["name"].map(number_of).astype(str)
     found = named.map(dict(zip(known[key].astype(str), known[person])))
     if not found.notna().any(): raise InputError(f"{where}: knows none of the {len(slices)} slices by their {key}. Is it the table of this data set?")

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['Segmenter', 'predict_files']
 
-# %% ../nbs/09_predict.ipynb #d46c0e2b
+# %% ../nbs/09_predict.ipynb #f10e2b0e
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from .checkpoint import best_device, load_model, probabilities, write_whole
 from .data import InputError, UsageError, fit_image, read_image, unfit
 from .overlay import overlay, to_png
+from .progress import progress_bar
 
 # %% ../nbs/09_predict.ipynb #1125c611
 class Segmenter:
@@ -53,7 +53,7 @@ class Segmenter:
         "The mask: 1 where the probability is above the model's threshold."
         return (self(picture) > self.info.threshold).astype(np.uint8)
 
-# %% ../nbs/09_predict.ipynb #3cf59b27
+# %% ../nbs/09_predict.ipynb #3a758508
 def predict_files(segmenter: Segmenter, # the model
                   files: list[str | Path], # pictures: JPG, PNG or TIFF of any size
                   out: str | Path, # folder for the results, made where it is missing
@@ -64,7 +64,7 @@ def predict_files(segmenter: Segmenter, # the model
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice: raise UsageError(f"Several files are called {', '.join(twice[:5])}: their masks would overwrite each other. Rename them or predict one folder at a time.")
     done, problems = [], []
-    for file in tqdm(files, desc="predicting", unit="file", delay=2):
+    for file in progress_bar(files, desc="predicting", unit="file"):
         try:
             image = read_image(file, segmenter.channels)
             probability = segmenter(image)

@@ -17,9 +17,9 @@ def in_notebook() -> bool:
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return shell is not None and hasattr(shell, "kernel")
 
-# %% ../nbs/00_progress.ipynb #d56d6d55
+# %% ../nbs/00_progress.ipynb #bb2781c3
 def progress_bar(items: Iterable | None = None, # what is gone through; None: the caller calls update()
                  **settings, # tqdm's own: desc, unit, total, ...
                  ) -> tqdm:
     "tqdm that shows itself after two seconds, in a notebook or a terminal, and never in a log file."
-    return tqdm(items, **{"delay": 2, "disable": False if in_notebook() else None, **settings})
+    return tqdm(items, **{"delay": 2, "disable": None, **settings})

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['epoch_batches', 'learning_rate', 'validate', 'plot_history', 'train', 'read_config', 'resume']
 
-# %% ../nbs/08_train.ipynb #0dc3c7aa
+# %% ../nbs/08_train.ipynb #69c0a5c1
 import json
 import math
 import platform
@@ -32,6 +32,7 @@ from .config import Config
 from .data import InputError, Slices
 from .losses import dice_ce_loss
 from .metrics import count_pixels, dice
+from .progress import in_notebook, progress_bar
 from .unet import UNet
 
 # %% ../nbs/08_train.ipynb #e01a07bc
@@ -54,7 +55,7 @@ def learning_rate(step: int, # 0 is the first
     if step < rise: return highest * (step + 1) / rise
     return highest * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
 
-# %% ../nbs/08_train.ipynb #34f907b1
+# %% ../nbs/08_train.ipynb #e916b59e
 def _on_device(slices: Slices, device: torch.device):
     "A function from rows to (images, masks) on the device; the whole set is moved there once if it fits."
     fits = device.type == "cuda" and slices.images.nbytes + slices.masks.nbytes < torch.cuda.mem_get_info(device)[0] / 2
@@ -85,7 +86,7 @@ def _loop(slices: Slices, run: Path, config: Config, network: nn.Module) -> None
     network, optimizer = accelerator.prepare(network, optimizer)
     device, transform = accelerator.device, augmentation(config.brightness, config.brightness_p, config.degrees, config.rotation_p)
     take, steps = _on_device(train, device), len(list(epoch_batches(len(train), config.batch, 0, 0)))
-    progress = tqdm(total=config.epochs * steps, initial=len(history) * steps, unit="step", disable=None)
+    progress = progress_bar(total=config.epochs * steps, initial=len(history) * steps, desc="training", unit="step", delay=0)
     for epoch in range(len(history), config.epochs):
         start, total = time.perf_counter(), torch.zeros((), device=device)
         network.train()
@@ -110,7 +111,7 @@ def _loop(slices: Slices, run: Path, config: Config, network: nn.Module) -> None
         _report(progress, history, config.epochs)
     progress.close()
 
-# %% ../nbs/08_train.ipynb #bebb90ca
+# %% ../nbs/08_train.ipynb #4ccb5d5f
 def plot_history(history: pd.DataFrame, # of a run's history.csv
                  ) -> Figure:
     "Losses on the left, validation Dice on the right, over epochs."
@@ -129,8 +130,7 @@ def _report(progress: tqdm, history: list[dict], epochs: int) -> None:
     row = history[-1]
     line = (f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.3f}  valid loss {row['valid_loss']:.3f}  valid Dice {row['valid_dice']:.3f}  "
             f"{row['slices_per_second']:.0f} slices/s")
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is None or not hasattr(shell, "kernel"): return tqdm.write(line, file=sys.stderr)
+    if not in_notebook(): return tqdm.write(line, file=sys.stderr)
     from IPython.display import display
     progress.set_postfix_str(line, refresh=False)
     fig = plot_history(pd.DataFrame(history))

@@ -1,0 +1,68 @@
+"""`open_data("kaggle")` against a stand-in for Kaggle on this machine: no account, one download, one sentence when it fails."""
+import http.server
+import io
+import json
+import threading
+import zipfile
+
+import pytest
+
+from tumorseg.data import InputError
+from tumorseg.demo import write_demo
+from tumorseg.sources import KAGGLE, fetch, open_data
+
+
+@pytest.fixture
+def kaggle(tmp_path, monkeypatch):
+    "A server at the address that kagglehub calls its TEST environment; `kaggle.archive` is what it gives, `kaggle.asked` what it was asked."
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.server.asked.append((self.path.rsplit("/", 1)[-1], body, self.headers.get("Authorization")))
+            data = self.server.archive if self.path.endswith("DownloadDataset") else json.dumps({"currentVersionNumber": 1}).encode()
+            self.send_response(200 if data else 503)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args): pass
+
+    try: server = http.server.ThreadingHTTPServer(("127.0.0.1", 7777), Handler)
+    except OSError: pytest.skip("port 7777, which kagglehub's test environment uses, is taken")
+    server.asked, server.archive = [], b""
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in {"KAGGLE_API_ENVIRONMENT": "TEST", "KAGGLEHUB_CACHE": str(tmp_path / "hub"), "KAGGLE_CONFIG_DIR": str(tmp_path / "none"),
+                        "XDG_CACHE_HOME": str(tmp_path / "cache"), "no_proxy": "localhost"}.items(): monkeypatch.setenv(name, value)
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"): monkeypatch.delenv(name, raising=False)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def zipped(folder):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in folder.rglob("*.*"): archive.write(path, path.relative_to(folder))
+    return file.getvalue()
+
+
+def test_the_set_is_downloaded_once_without_an_account(kaggle, tmp_path):
+    kaggle.archive = zipped(write_demo(tmp_path / "demo", patients=4, size=48))
+    slices, again = open_data("kaggle", 32), open_data("kaggle", 32)
+    assert set(slices.table["split"]) == {"train", "valid", "test"} and again.fingerprint() == slices.fingerprint()
+    downloads = [(body, account) for call, body, account in kaggle.asked if call == "DownloadDataset"]
+    assert len(downloads) == 1, "downloaded again"
+    assert "/".join((downloads[0][0]["ownerSlug"], downloads[0][0]["datasetSlug"])) == KAGGLE and downloads[0][1] is None
+
+
+def test_it_goes_into_the_folder_that_is_asked_for(kaggle, tmp_path):
+    kaggle.archive = zipped(write_demo(tmp_path / "demo", patients=4, size=48))
+    folder = fetch("kaggle", tmp_path / "here")
+    assert folder == tmp_path / "here" and (folder / "train/_annotations.coco.json").exists()
+
+
+@pytest.mark.parametrize("archive", [b"", b"no zip"])
+def test_a_failed_download_is_one_sentence(kaggle, archive):
+    kaggle.archive = archive
+    with pytest.raises(InputError, match="kaggle.com/datasets/pkdarabi") as caught: open_data("kaggle", 32)
+    assert len(caught.value.problems) == 1
