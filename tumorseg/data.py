@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLE', 'MAX_PIXELS', 'Sample', 'InputError', 'UsageError', 'Slices', 'fit_image', 'fit_mask', 'unfit', 'read_image',
-           'new_folder', 'write_whole', 'save_slices', 'load_slices', 'cached_slices']
+           'to_8_bits', 'new_folder', 'write_whole', 'save_slices', 'load_slices', 'cached_slices']
 
 # %% ../nbs/00_data.ipynb #8110b5cd
 import hashlib
@@ -132,7 +132,7 @@ def unfit(values: np.ndarray, # float32 (size, size), a map over the square of `
     inside = values[_frame(height, width, len(values))].astype(np.float32)
     return np.asarray(Image.fromarray(inside).resize((width, height), Image.Resampling.BILINEAR))
 
-# %% ../nbs/00_data.ipynb #3d3a5e94
+# %% ../nbs/00_data.ipynb #35c1e232
 MAX_PIXELS = 50_000_000 # 7000 x 7000: more than any MRI slice, less than what harms a laptop
 
 def read_image(path: str | Path, # JPG, PNG, TIFF, or what else Pillow reads
@@ -149,7 +149,7 @@ def read_image(path: str | Path, # JPG, PNG, TIFF, or what else Pillow reads
                 raise InputError(f"{path}: {picture.width} x {picture.height} pixels are more than a slice can have. Is it the right file?")
             if getattr(picture, "n_frames", 1) > 1:
                 raise InputError(f"{path}: holds {picture.n_frames} pages. Save each slice as a file of its own.")
-            if picture.mode.startswith(("I", "F")): picture = Image.fromarray(_to_8_bits(np.asarray(picture, np.float64), path))
+            if picture.mode.startswith(("I", "F")): picture = Image.fromarray(to_8_bits(np.asarray(picture, np.float64), path))
             pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
     except InputError: raise
     except FileNotFoundError: raise InputError(f"{path}: not found. Check the name.") from None
@@ -159,7 +159,10 @@ def read_image(path: str | Path, # JPG, PNG, TIFF, or what else Pillow reads
         raise InputError(f"{path}: damaged or cut off ({error}). Copy or export it again.") from None
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
-def _to_8_bits(values: np.ndarray, path: Path) -> np.ndarray:
+def to_8_bits(values: np.ndarray, # float64, grey values of any range
+              path: str | Path, # the file that they come from, for the error
+              ) -> np.ndarray: # uint8, 0..255
+    "Grey values scaled so that their own minimum is 0 and their maximum 255. InputError where one is not finite."
     if not np.isfinite(values).all(): raise InputError(f"{path}: has values that are not finite. Export it again without NaN.")
     low, high = values.min(), values.max()
     return ((values - low) * (255 / max(high - low, 1e-12))).round().astype(np.uint8)

@@ -28,7 +28,7 @@ def count_subsets(slices: Slices, # any source
                          "without_tumour": pd.Series(empty).groupby(table["split"], sort=False).sum(),
                          "patients": groups["patient"].agg(lambda values: values[values != ""].nunique())})
 
-# %% ../nbs/03_explore.ipynb #84d0b8f8
+# %% ../nbs/03_explore.ipynb #46793758
 SHADES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7") # blue, orange, green, purple: Okabe and Ito
 
 def plot_subsets(counts: pd.DataFrame, # from `count_subsets`
@@ -41,7 +41,7 @@ def plot_subsets(counts: pd.DataFrame, # from `count_subsets`
     for part, colour in zip(parts, [*SHADES[:len(parts) - 1], "#999999"]):
         if not counts[part].any(): continue
         bars = ax.bar(counts.index, counts[part], bottom=bottom, color=colour, width=.6, label=part.replace("_", " "))
-        ax.bar_label(bars, [n if n > .06 * counts["slices"].max() else "" for n in counts[part]], label_type="center", color="white", fontsize=9)
+        ax.bar_label(bars, [n if n > .06 * counts["slices"].max() else "" for n in counts[part]], label_type="center", fontsize=9, color="black" if colour == SHADES[1] else "white")
         bottom += counts[part]
     for x, (number, share) in enumerate(zip(counts["slices"], counts["share"])):
         ax.annotate(f"{number} slices\n{share:.0%}", (x, number), (0, 3), textcoords="offset points", ha="center", va="bottom")

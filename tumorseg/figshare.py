@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['API', 'MAX_FILE', 'patient_of', 'figshare_sample', 'figshare_files', 'figshare_entries', 'unpack', 'download_article']
 
-# %% ../nbs/01_figshare.ipynb #31900aba
+# %% ../nbs/01_figshare.ipynb #89c3900c
 import hashlib
 import json
 import math
@@ -18,7 +18,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from .coco import leaves_folder
-from .data import MAX_PIXELS, InputError, Sample, _to_8_bits, fit_image, fit_mask, write_whole
+from .data import MAX_PIXELS, InputError, Sample, fit_image, fit_mask, to_8_bits, write_whole
 from .progress import progress_bar
 
 # %% ../nbs/01_figshare.ipynb #1858944f
@@ -48,7 +48,7 @@ def _open(path: Path) -> h5py.File:
                              "save('FILE.mat', '-struct', 'd', '-v7.3')") from None
         raise ValueError("is not a MATLAB v7.3 file, or is cut off. Download it again") from None
 
-# %% ../nbs/01_figshare.ipynb #fe525b23
+# %% ../nbs/01_figshare.ipynb #1eacb7e6
 def _area(border: np.ndarray) -> float:
     "Area inside a closed polygon x1 y1 x2 y2 ..., in pixels (shoelace formula)."
     x, y = border.reshape(-1, 2).T
@@ -80,7 +80,7 @@ def figshare_sample(entry: dict, # from `figshare_entries`: path, name, split
         if not 1 <= label < 1000 or label % 1: raise ValueError(f"has the label {label:g}: a whole number from 1 is needed")
         pid = "".join(map(chr, data["PID"].ravel().astype(int))).strip()
         if not pid.isalnum(): raise ValueError(f"has the patient id {pid!r}: letters and digits are needed")
-        pixels = _to_8_bits(image.astype(np.float64), path)[None]
+        pixels = to_8_bits(image.astype(np.float64), path)[None]
     except InputError: raise
     except ValueError as error: raise InputError(f"{path}: {error}.") from None
     except FileNotFoundError: raise InputError(f"{path}: not found. Download the set again.") from None

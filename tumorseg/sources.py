@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAYOUTS', 'KAGGLE', 'LGG', 'FIGSHARE', 'FETCHED', 'Layout', 'find_layout', 'open_data', 'fetch']
 
-# %% ../nbs/01_sources.ipynb #e999c057
+# %% ../nbs/01_sources.ipynb #a392e639
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from platformdirs import user_cache_path
 
 from .coco import COCO_NAME, SPLITS, coco_entries, coco_files, coco_sample
-from .data import InputError, Sample, Slices, cached_slices, save_slices
+from .data import InputError, Sample, Slices, UsageError, cached_slices, save_slices
 from .figshare import download_article, figshare_entries, figshare_files, figshare_sample
 from .folders import lgg_entries, lgg_files, pair_entries, pair_files, pair_sample
 from .progress import progress_bar
@@ -52,7 +52,7 @@ def find_layout(folder: str | Path, # any folder
         raise InputError(f"{folder}: holds {len(found)} layouts at once, {which}. Give each a folder of its own.")
     return found[0]
 
-# %% ../nbs/01_sources.ipynb #9fd70685
+# %% ../nbs/01_sources.ipynb #1a34e9c1
 def _content_key(layout: Layout, files: list[Path], folder: Path, size: int) -> str:
     digest = hashlib.sha256(layout.version.encode())
     for path in progress_bar(files, desc="looking for changes", unit="file"):
@@ -77,7 +77,7 @@ def open_data(source: str | Path, # a folder of a known layout, or "kaggle", "fi
     Splits are those of the source: train, valid, test; fold1 to fold5 for figshare with the authors' folds; "all" where there are none.
     InputError with all problems of the folder together.
     """
-    if size < 1: raise InputError(f"size is {size}: give the side of the slices in pixels, for instance 256.")
+    if size < 1: raise UsageError(f"size is {size}: give the side of the slices in pixels, for instance 256.")
     folder = fetch(source) if source in FETCHED else Path(source)
     layout, files = find_layout(folder)
 
@@ -90,7 +90,7 @@ def open_data(source: str | Path, # a folder of a known layout, or "kaggle", "fi
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror or error}). Check that it is still there.") from None
 
-# %% ../nbs/01_sources.ipynb #b76c34a0
+# %% ../nbs/01_sources.ipynb #3850c7c7
 KAGGLE = "pkdarabi/brain-tumor-image-dataset-semantic-segmentation"
 LGG = "mateuszbuda/lgg-mri-segmentation"
 FIGSHARE = 1512427
@@ -100,7 +100,7 @@ def fetch(name: str, # "kaggle", "figshare" or "lgg"
           to: str | Path | None = None, # folder to download into; None: the user's cache folder
           ) -> Path: # the folder, ready for `open_data`
     "Download a data set that tumorseg knows; what is already there is not downloaded again. No account is needed."
-    if name not in FETCHED: raise InputError(f"'{name}' is not a data set that can be fetched. Known: {', '.join(FETCHED)}.")
+    if name not in FETCHED: raise UsageError(f"'{name}' is not a data set that can be fetched. Known: {', '.join(FETCHED)}.")
     if name == "figshare": return download_article(FIGSHARE, to or user_cache_path("tumorseg") / "figshare")
     import kagglehub # here, because its import takes half a second
     handle = {"kaggle": KAGGLE, "lgg": LGG}[name]
