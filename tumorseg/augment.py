@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['augmentation', 'augment_batch', 'show_augmentation', 'render_preview', 'preview']
 
-# %% ../nbs/04_augment.ipynb #18781ab3
-import io
+# %% ../nbs/04_augment.ipynb #112187b7
 from functools import partial
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -16,6 +15,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+
+from .overlay import figure_png
 
 # %% ../nbs/04_augment.ipynb #59e9f0a4
 def _brighten(
@@ -85,7 +86,7 @@ def show_augmentation(
     plt.close(fig)                                      # the caller shows it, once
     return fig
 
-# %% ../nbs/04_augment.ipynb #976391ba
+# %% ../nbs/04_augment.ipynb #ce27c3cc
 def render_preview(
     images: Tensor, # uint8 (N, C, H, W); the first five are shown
     masks: Tensor, # uint8 (N, H, W) of 0 and 1
@@ -99,9 +100,7 @@ def render_preview(
     for n in range(len(images)):
         _panel(axs[0, n], images[n], masks[n], "before")
         _panel(axs[1, n], new_images[n], new_masks[n], "after")
-    png = io.BytesIO()
-    fig.savefig(png, format="png", dpi=80); plt.close(fig)
-    return png.getvalue()
+    return figure_png(fig, dpi=80)
 
 # %% ../nbs/04_augment.ipynb #00533947
 def preview(

@@ -14,7 +14,7 @@ from .alike import looks, nearest
 from .data import InputError, Slices
 from .metrics import bootstrap_interval, count_pixels, dice
 
-# %% ../nbs/03_baselines.ipynb #936b7fb4
+# %% ../nbs/03_baselines.ipynb #96895d34
 def constant_mask(train: Slices, # to learn it from
                   ) -> np.ndarray: # uint8 (H, W) of 0 and 1
     "The mean mask of the training slices, cut where the mean Dice per slice on them is best; forty cuts are tried, and the empty mask."
@@ -32,40 +32,41 @@ def mask_scores(predicted: np.ndarray, # uint8 (N, H, W) of 0 and 1
                 truth: np.ndarray, # uint8 (N, H, W) of 0 and 1
                 ) -> np.ndarray: # float32 (N,), 0..1
     "The Dice of each slice; both empty 1, one empty 0."
-    blocks = [dice(count_pixels(torch.from_numpy(np.array(predicted[i:i + 64])), torch.from_numpy(np.array(truth[i:i + 64])))).numpy() for i in range(0, len(truth), 64)]
-    return np.concatenate(blocks)
+    block = lambda masks, start: torch.from_numpy(np.array(masks[start:start + 64]))
+    return np.concatenate([dice(count_pixels(block(predicted, start), block(truth, start))).numpy() for start in range(0, len(truth), 64)])
 
-# %% ../nbs/03_baselines.ipynb #543a52b1
+# %% ../nbs/03_baselines.ipynb #b00d3944
 def copied_masks(train: Slices, # to copy from
                  test: Slices, # of the same size
                  own: bool = True, # whether slices of the patient itself may be copied; otherwise patients must be known
                  ) -> np.ndarray: # uint8 (N, H, W), a mask for each slice of `test`
-    "The label of the most correlated training slice (64 x 64 grey values). InputError where the patient's own are to be left out and some patient is unknown."
+    "The label of the most correlated training slice. InputError where the patient's own are to be left out and some patient is unknown."
     groups = (None, None) if own else (test.table["patient"].to_numpy(), train.table["patient"].to_numpy())
     if not own and "" in {*groups[0], *groups[1]}: raise InputError("Some patients are unknown: their own slices cannot be left out.")
     rows, _ = nearest(looks(test), looks(train), *groups)
     return np.stack([train.masks[row] for row in rows])
 
-# %% ../nbs/03_baselines.ipynb #684b51be
+# %% ../nbs/03_baselines.ipynb #aa1a8629
 def baselines(train: Slices, # what a model would learn from
               test: Slices, # what it would be scored on
               contours: Slices | None = None, # expert contours of some of the slices of `test`, under the same names and of the same size
               ) -> pd.DataFrame: # a row a baseline: baseline, dice, low, high, slices, over
-    """Mean Dice per slice (both empty 1, one empty 0) of what has learnt nothing, with 95 % interval. Without the patient's own slices only slices whose patient is known count, on both sides;
-    `slices` says on how many a row was computed."""
+    """Mean Dice per slice (both empty 1, one empty 0) of what has learnt nothing, with 95 % interval. `slices` says on how many a row was computed:
+    without the patient's own slices, only those count whose patient is known, on both sides."""
     rows = []
-    def add(name: str, scores: np.ndarray, table: pd.DataFrame) -> None:
-        known = bool((table["patient"] != "").all())
-        low, high = bootstrap_interval(scores, table["patient"] if known else np.arange(len(scores)))
-        rows.append(dict(baseline=name, dice=float(scores.mean()), low=low, high=high, slices=len(scores), over="patients" if known else "slices"))
-    add("all background", mask_scores(np.zeros_like(test.masks), test.masks), test.table)
-    add("one mask for all", mask_scores(np.broadcast_to(constant_mask(train), test.masks.shape), test.masks), test.table)
-    add("most alike slice copied", mask_scores(copied_masks(train, test), test.masks), test.table)
+    def add(name: str, predicted: np.ndarray, scored: Slices) -> None:
+        scores, patients = mask_scores(predicted, scored.masks), scored.table["patient"]
+        over = "patients" if (patients != "").all() else "slices"
+        low, high = bootstrap_interval(scores, patients if over == "patients" else np.arange(len(scores)))
+        rows.append(dict(baseline=name, dice=float(scores.mean()), low=low, high=high, slices=len(scores), over=over))
+    add("all background", np.broadcast_to(np.uint8(0), test.masks.shape), test)
+    add("one mask for all", np.broadcast_to(constant_mask(train), test.masks.shape), test)
+    add("most alike slice copied", copied_masks(train, test), test)
     train_known, test_known = (part[(part.table["patient"] != "").to_numpy()] for part in (train, test))
     if len(train_known) and len(test_known):
-        add("the same, not of the patient", mask_scores(copied_masks(train_known, test_known, own=False), test_known.masks), test_known.table)
+        add("the same, not of the patient", copied_masks(train_known, test_known, own=False), test_known)
     if contours is not None:
         place = {name: row for row, name in enumerate(contours.table["name"])}
         chosen = test[test.table["name"].isin(place).to_numpy()]
-        if len(chosen): add("expert contour", mask_scores(contours[[place[name] for name in chosen.table["name"]]].masks, chosen.masks), chosen.table)
+        if len(chosen): add("expert contour", contours[[place[name] for name in chosen.table["name"]]].masks, chosen)
     return pd.DataFrame(rows)

@@ -161,7 +161,7 @@ def coco_sample(entry: dict, # from `coco_entries`
                category=category, label=label, height=height, width=width)
     return fit_image(pixels, size), fit_mask(mask, size), row
 
-# %% ../nbs/01_coco.ipynb #a50308cb
+# %% ../nbs/01_coco.ipynb #14c038a4
 def _box_state(bbox: object, left: float, top: float, width: float, height: float) -> str:
     "What a `bbox` is, beside the box of the outline; two pixels, or 2 % of a side, are left to rounding."
     if bbox is None: return "missing"
@@ -171,8 +171,8 @@ def _box_state(bbox: object, left: float, top: float, width: float, height: floa
     return "wrong order" if same(left, top, left + width, top + height) or same(top, left, height, width) else "stale"
 
 def annotation_facts(folder: str | Path, # of the layout
-                     ) -> pd.DataFrame: # a row an annotation: name, category, width, height, at_frame, bbox, area
-    """Each annotation as it is drawn: `width` and `height` in pixels of the file, `at_frame` whether it touches the frame; `bbox` is "right", "wrong order", "stale" or
+                     ) -> pd.DataFrame: # a row an annotation: name, category, width, height, rectangle, at_frame, bbox, area
+    """Each annotation as it is drawn: `width` and `height` in pixels of the file, whether it is a filled `rectangle` and lies `at_frame`; `bbox` is "right", "wrong order", "stale" or
     "missing", `area` the same without order (a tenth is left to rounding). Annotations that cannot be drawn are left out: `coco_sample` tells of them.
     """
     facts = []
@@ -185,6 +185,6 @@ def annotation_facts(folder: str | Path, # of the layout
             box = columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]
             at_frame = rows[0] == 0 or columns[0] == 0 or rows[-1] == entry["height"] - 1 or columns[-1] == entry["width"] - 1
             right = _is_number(known) and abs(known - area) <= .1 * area + 2 * (box[2] + box[3])
-            facts.append((f"{entry['split']}/{entry['file_name']}", annotation["category_id"], int(box[2]), int(box[3]), bool(at_frame),
+            facts.append((f"{entry['split']}/{entry['file_name']}", annotation["category_id"], int(box[2]), int(box[3]), is_box(mask), bool(at_frame),
                           _box_state(annotation.get("bbox"), *map(int, box)), "missing" if known is None else "right" if right else "stale"))
-    return pd.DataFrame(facts, columns=["name", "category", "width", "height", "at_frame", "bbox", "area"])
+    return pd.DataFrame(facts, columns=["name", "category", "width", "height", "rectangle", "at_frame", "bbox", "area"])

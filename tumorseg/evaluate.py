@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['score_slices', 'summarise', 'plot_overlays', 'evaluate']
 
-# %% ../nbs/10_evaluate.ipynb #586441b2
-import io
+# %% ../nbs/10_evaluate.ipynb #cd5e2899
 import json
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from matplotlib.patches import Patch
 from .checkpoint import write_whole
 from .data import Slices
 from .metrics import bootstrap_interval, count_pixels, dice, iou, precision, recall
-from .overlay import FALSE, FOUND, MISSED, overlay
+from .overlay import FALSE, FOUND, MISSED, figure_png, overlay
+from .patients import split_state
 from .predict import Segmenter
 
 # %% ../nbs/10_evaluate.ipynb #d68fdb23
@@ -67,23 +67,23 @@ def plot_overlays(slices: Slices, # some slices, five or so
     fig.suptitle(title)
     return fig
 
-# %% ../nbs/10_evaluate.ipynb #74bf5642
+# %% ../nbs/10_evaluate.ipynb #f82e62f5
 def evaluate(run: str | Path, # folder of a training
-             slices: Slices, # opened at the size of the model
+             slices: Slices, # all splits, opened at the size of the model
              split: str = "test", # which split to score
              network: torch.nn.Module | None = None, # a fresh network of the same kind, where the run's is not our U-Net
              ) -> dict: # what is in metrics.json
-    "Score a run on a split; writes metrics.json, slices.csv and overlays/{worst,median,best}.png into the run folder. Scores are at the size of the model."
-    run, segmenter, slices = Path(run), Segmenter(run, network), slices.in_split(split)
+    """Score a run on a split; writes metrics.json, slices.csv and overlays/{worst,median,best}.png into the run folder. Scores are at the size of the model.
+    `patients` is "separate", "leak" (on both sides of the split: the score is of people already seen) or "unknown"."""
+    run, segmenter, patients, slices = Path(run), Segmenter(run, network), split_state(slices), slices.in_split(split)
     maps, threshold = segmenter.slices(slices.images), segmenter.info.threshold
     scores = score_slices(maps, slices, threshold)
-    summary = dict(split=split, size=segmenter.info.size, threshold=threshold, **summarise(scores))
+    summary = dict(split=split, size=segmenter.info.size, threshold=threshold, patients=patients, **summarise(scores))
     order, some = np.argsort(scores["dice"].to_numpy(), kind="stable"), min(5, len(scores))
     middle = (len(order) - some) // 2
     for name, rows in (("worst", order[:some]), ("median", order[middle:middle + some]), ("best", order[::-1][:some])):
-        fig, png = plot_overlays(slices[rows], maps[rows], scores.iloc[rows], threshold, f"The {name} of {len(scores)} slices, split {split}"), io.BytesIO()
-        fig.savefig(png, dpi=110); plt.close(fig)
-        write_whole(run / "overlays" / f"{name}.png", png.getvalue())
+        figure = plot_overlays(slices[rows], maps[rows], scores.iloc[rows], threshold, f"The {name} of {len(scores)} slices, split {split}")
+        write_whole(run / "overlays" / f"{name}.png", figure_png(figure))
     write_whole(run / "slices.csv", scores.round(6).to_csv(index=False).encode())
     write_whole(run / "metrics.json", json.dumps(summary, indent=1).encode())
     return summary

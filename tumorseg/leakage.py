@@ -12,34 +12,37 @@ from .alike import correlations, looks, nearest
 from .data import Slices
 from .patients import leaking_patients, number_of, split_state
 
-# %% ../nbs/03_leakage.ipynb #0e391b57
+# %% ../nbs/03_leakage.ipynb #5c57cf3e
 def _first_split(slices: Slices) -> str:
     "The split that the others are compared with: train where there is one."
     splits = slices.table["split"].unique()
     return "train" if "train" in splits else splits[0]
 
 def from_patients(slices: Slices, # with splits
-                  ) -> dict | None: # `patients`, `leaking`, and for each other split: slices, known, leaked, neighbours; None where no patient is known
-    "Slices whose patient is in train too (`leaked`), and those of which train has the neighbouring file number of the same patient (`neighbours`)."
+                  ) -> dict | None: # `patients`, `leaking`, and `splits`; None where no patient is known
+    """How many patients there are and leak, and for each split but train: `slices`, of `known` patient, with the patient in train too (`leaked`), and
+    with the neighbouring file number of that patient in train (`neighbours`)."""
     table, first = slices.table, _first_split(slices)
     if (table["patient"] == "").all(): return None
     train, splits = table[(table["split"] == first) & (table["patient"] != "")], {}
     keys = set(zip(train["patient"], train["name"].map(number_of)))
-    for split in table["split"].unique():
-        part = table[(table["split"] == split) & (table["patient"] != "")]
-        if split == first: continue
-        near = [number >= 0 and bool({(patient, number - 1), (patient, number + 1)} & keys) for patient, number in zip(part["patient"], part["name"].map(number_of))]
-        splits[split] = dict(slices=int((table["split"] == split).sum()), known=len(part), leaked=int(part["patient"].isin(train["patient"]).sum()), neighbours=sum(near))
+    for split, whole in table[table["split"] != first].groupby("split", sort=False):
+        part = whole[whole["patient"] != ""]
+        near = [number >= 0 and bool({(patient, number - 1), (patient, number + 1)} & keys)
+                for patient, number in zip(part["patient"], part["name"].map(number_of))]
+        leaked = int(part["patient"].isin(train["patient"]).sum())
+        splits[split] = dict(slices=len(whole), known=len(part), leaked=leaked, neighbours=sum(near))
     return dict(patients=int(table["patient"].replace("", np.nan).nunique()), leaking=len(leaking_patients(slices)), splits=splits)
 
-# %% ../nbs/03_leakage.ipynb #94ca0c6c
+# %% ../nbs/03_leakage.ipynb #ac8bd134
 FAR = 50 # numbers further apart than this are of different patients, nearly always
 CLOSE = 2 # numbers at most this far apart may be neighbours
 
 def from_numbers(slices: Slices, # with splits
                  small: np.ndarray, # their `looks`
-                 ) -> dict | None: # `limit`, and for each other split: slices, leaked; None where files have no numbers of their own
-    "Slices with an alike neighbour in train: a file number at most 2 away, and more correlated than 99 % of the pairs with numbers over 50 apart (`limit`)."
+                 ) -> dict | None: # `limit`, and `splits`; None where files have no numbers of their own
+    """Slices with an alike neighbour in train (`leaked`): a file number at most `CLOSE` away, and more correlated than 99 % of the pairs with numbers
+    more than `FAR` apart (`limit`)."""
     number, split, first = slices.table["name"].map(number_of).to_numpy(), slices.table["split"].to_numpy(), _first_split(slices)
     if (number < 0).mean() > .1 or len(np.unique(number)) < .9 * len(number) or np.ptp(number) <= 2 * FAR: return None
     counts, edges, closest = np.zeros(4000), np.linspace(-1.001, 1.001, 4001), np.full(len(slices), -1.)
@@ -48,14 +51,16 @@ def from_numbers(slices: Slices, # with splits
         counts += np.histogram(alike[apart > FAR], edges)[0]
         closest[rows] = np.where((apart > 0) & (apart <= CLOSE) & (split == first)[None], alike, -1).max(1)
     limit = float(edges[np.searchsorted(np.cumsum(counts), .99 * counts.sum())])
-    return dict(limit=round(limit, 3), splits={name: dict(slices=int((split == name).sum()), leaked=int((closest[split == name] > limit).sum()))
-                                               for name in slices.table["split"].unique() if name != first})
+    splits = {name: dict(slices=int((split == name).sum()), leaked=int((closest[split == name] > limit).sum()))
+              for name in slices.table["split"].unique() if name != first}
+    return dict(limit=round(limit, 3), splits=splits)
 
-# %% ../nbs/03_leakage.ipynb #dde5b364
+# %% ../nbs/03_leakage.ipynb #46cf9818
 def from_pictures(slices: Slices, # with splits
                   small: np.ndarray, # their `looks`
                   ) -> dict | None: # for each other split: slices, beats (0..1); None where a side has fewer than ten
-    "How often a slice's nearest in train is more alike than a training slice's own nearest: about one half where the same people are on both sides."
+    """How often a slice's nearest in train is more alike than the nearest of a training slice among the others (`beats`): about one half where the same
+    people are on both sides, much less where they are not."""
     split, first = slices.table["split"].to_numpy(), _first_split(slices)
     train, splits = np.flatnonzero(split == first), {}
     if len(train) < 10: return None
@@ -67,37 +72,41 @@ def from_pictures(slices: Slices, # with splits
         splits[name] = dict(slices=len(part), beats=round(float(np.searchsorted(own, closest).mean() / len(own)), 3))
     return dict(splits=splits) if splits else None
 
-# %% ../nbs/03_leakage.ipynb #a7a34551
+# %% ../nbs/03_leakage.ipynb #037266ef
+def _each(found: dict, of: str) -> str:
+    return " and ".join(f"{part['leaked']} of {part[of]} slices of {split}" for split, part in found["splits"].items())
+
+def _say_patients(found: dict, first: str) -> str:
+    unknown = sum(part["slices"] - part["known"] for part in found["splits"].values())
+    near = " and ".join(f"{part['neighbours']} of {split}" for split, part in found["splits"].items())
+    left_out = f" (of {unknown} slices they are unknown and left out)" if unknown else ""
+    return (f"Certain, from the patients{left_out}: {_each(found, 'known')} belong to patients that are in {first} too, "
+            f"with the neighbouring slice in {first} for {near}.")
+
 def find_leakage(slices: Slices, # any source
                  small: np.ndarray, # their `looks`
-                 ) -> dict: # conclusion, source, sentence, patients, numbers, pictures
-    """Whether the same people are on both sides. `conclusion` is "yes" or "no" (patients known: certain), "likely" (file numbers), "suspected" (pictures), "no sign" (neither), or
-    "unknown" (one split, or nothing to go by).
-    """
-    if slices.table["split"].nunique() < 2:
-        return dict(conclusion="unknown", source="", sentence="There is one split only, so nothing can leak yet.", patients=None, numbers=None, pictures=None)
-    first, state = _first_split(slices), split_state(slices)
-    patients, numbers, pictures = from_patients(slices), from_numbers(slices, small), from_pictures(slices, small)
-    count = lambda found, key: " and ".join(f"{part['leaked']} of {part[key]} slices of {split}" for split, part in found["splits"].items())
-    shares = [part["leaked"] / part["slices"] for part in numbers["splits"].values()] if numbers else [0]
-    beats = [part["beats"] for part in pictures["splits"].values()] if pictures else []
-    how = " and ".join(f"{part['beats']:.0%} of comparisons ({split})" for split, part in pictures["splits"].items()) if pictures else ""
-    if state == "leak":
-        near = " and ".join(f"{part['neighbours']} of {split}" for split, part in patients["splits"].items())
-        some = sum(part["slices"] - part["known"] for part in patients["splits"].values())
-        sentence = (f"Certain, from the patients{f' (of {some} slices they are unknown and left out)' if some else ''}: {count(patients, 'known')} belong to patients that are in {first} too, "
-                    f"with the neighbouring slice in {first} for {near}.")
-        conclusion, source = "yes", "patients"
+                 ) -> dict: # conclusion, source, sentence; patients, numbers, pictures: what each of them said, None where it could not
+    """Whether the same people are on both sides. `conclusion` is "yes" or "no" (from patients: certain), "likely" (from file numbers), "suspected" (from
+    pictures), "no sign" (from these two) or "unknown" (one split only, or nothing to go by)."""
+    first, state, one = _first_split(slices), split_state(slices), slices.table["split"].nunique() < 2
+    patients, numbers, pictures = (None,) * 3 if one else (from_patients(slices), from_numbers(slices, small), from_pictures(slices, small))
+    share = max((part["leaked"] / part["slices"] for part in numbers["splits"].values()), default=0) if numbers else 0
+    beats = {split: part["beats"] for split, part in pictures["splits"].items()} if pictures else {}
+    often = " and ".join(f"{value:.0%} of the comparisons for {split}" for split, value in beats.items())
+    source = "file numbers and pictures" if numbers else "pictures"
+    if one: conclusion, source, sentence = "unknown", "", "There is one split only, so nothing can leak yet."
+    elif state == "leak": conclusion, source, sentence = "yes", "patients", _say_patients(patients, first)
     elif state == "separate": conclusion, source, sentence = "no", "patients", "Certain, from the patients: everybody is on one side only."
-    elif max(shares) >= .1:
-        conclusion, source = "likely", "file numbers and pictures"
-        sentence = (f"Likely, from file numbers and pictures; patients are not known: {count(numbers, 'slices')} have a slice in {first} whose number is at most {CLOSE} away and that is more "
-                    f"alike than 99 % of slices far apart.")
-    elif max(beats, default=0) >= .3:
+    elif share >= .1:
+        conclusion = "likely"
+        sentence = (f"Likely, from file numbers and pictures; patients are not known: {_each(numbers, 'slices')} have a slice in {first} whose number "
+                    f"is at most {CLOSE} away and that is more alike than 99 % of slices far apart.")
+    elif max(beats.values(), default=0) >= .3:
         conclusion, source = "suspected", "pictures"
-        sentence = f"Suspected, from the pictures alone: slices are as alike to {first} as those of {first} are among themselves, in {how}; it would be half if the people were the same."
+        sentence = (f"Suspected, from the pictures alone: slices are more alike to {first} than those of {first} are among themselves in {often}; "
+                    "with the same people on both sides it would be half.")
     elif numbers or pictures:
-        conclusion, source = "no sign", "file numbers and pictures" if numbers else "pictures"
-        sentence = f"No sign of it in {source}, but not certain: patients are not known{f'. A slice is more alike to {first} than its own are in {how}' if how else ''}."
-    else: conclusion, source, sentence = "unknown", "", "Nothing to go by: patients are not known, files have no numbers, and there are too few slices."
+        conclusion, sentence = "no sign", f"No sign of it in {source}, but not certain: patients are not known."
+        if often: sentence += f" Slices are more alike to {first} than those of {first} are among themselves in {often}; if people leaked it would be half."
+    else: conclusion, source, sentence = "unknown", "", "Nothing to go by: patients are not known, files have no numbers, and slices are few."
     return dict(conclusion=conclusion, source=source, sentence=sentence, patients=patients, numbers=numbers, pictures=pictures)

@@ -20,7 +20,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from .data import InputError, Slices, UsageError, write_whole
 
-# %% ../nbs/00_patients.ipynb #9c02b4d0
+# %% ../nbs/00_patients.ipynb #bfd5ef32
 def leaking_patients(slices: Slices, # with splits
                      ) -> pd.DataFrame: # a row a patient in more than one split: the number of its slices in each
     "The patients on both sides of a split. Slices whose patient is unknown are left out: nobody can say it of them."
@@ -40,20 +40,23 @@ def describe_split(slices: Slices, # with splits
     table, leaking, state = slices.table, leaking_patients(slices), split_state(slices)
     unknown = int((table["patient"] == "").sum())
     if state == "separate": return f"Every patient is on one side only ({table['patient'].nunique()} patients)."
-    unsure = f"The patient of {'all' if unknown == len(table) else unknown} of {len(table)} slices is unknown, so it cannot be checked whether they are on one side only."
-    if state == "unknown": return unsure.replace("all of", "all")
-    shares = [f"{part['patient'].isin(leaking.index).sum()} of {len(part)} slices of {split}" for split, part in table.groupby("split", sort=False)
-              if split != table["split"].iloc[0]]
-    sentence = f"Patients leak: {len(leaking)} of {table['patient'].replace('', np.nan).nunique()} are in more than one split, with {' and '.join(shares)}."
+    which = f"all {len(table)}" if unknown == len(table) else f"{unknown} of {len(table)}"
+    unsure = f"The patient of {which} slices is unknown, so it cannot be checked whether they are on one side only."
+    if state == "unknown": return unsure
+    shares = [f"{part['patient'].isin(leaking.index).sum()} of {len(part)} slices of {split}"
+              for split, part in table.groupby("split", sort=False) if split != table["split"].iloc[0]]
+    patients = table["patient"][table["patient"] != ""].nunique()
+    sentence = f"Patients leak: {len(leaking)} of {patients} are in more than one split, with {' and '.join(shares)}."
     return sentence + (f" {unsure}" if unknown else "")
 
 def refuse_leaks(slices: Slices, # with splits
                  ) -> None:
     "InputError where a patient is on both sides of the split. Where patients are unknown nothing is refused: read `describe_split`."
     if split_state(slices) == "leak":
-        raise InputError(f"{describe_split(slices)} Split by patients (--split patients), or ask for this split by name (--split official).")
+        raise InputError(f"{describe_split(slices)} Split by patients (--split patients), or ask for this split by name "
+                         "(--split official).")
 
-# %% ../nbs/00_patients.ipynb #7cd2872f
+# %% ../nbs/00_patients.ipynb #33b8217e
 @dataclass(frozen=True)
 class Folds:
     "Which fold each slice is in, by its name. The same at every size of the slices, and kept in a file so that trainings share it."
@@ -71,18 +74,19 @@ def _strata(slices: Slices) -> np.ndarray:
     "Category and size of each slice as one text: no tumour, or a third of the tumours by area."
     areas = np.array([int(mask.sum()) for mask in slices.masks]) # one by one: the masks may be on disk
     edges = np.quantile(areas[areas > 0], (1 / 3, 2 / 3)) if areas.any() else [0, 0]
-    return np.array([f"{category} {np.searchsorted(edges, area) if area else 'none'}" for category, area in zip(slices.table["category"], areas)])
+    sizes = np.where(areas > 0, np.searchsorted(edges, areas), -1)
+    return np.array([f"{category} {size}" for category, size in zip(slices.table["category"], sizes)])
 
 def patient_folds(slices: Slices, # their patients known
                   count: int = 5, # number of folds
                   seed: int = 0, # of the draw
                   ) -> Folds:
-    "Folds by patients, alike in categories and tumour sizes. InputError where patients are unknown, UsageError where there are fewer than folds."
+    "Folds by patients, alike in categories and tumour sizes. InputError where a patient is unknown, UsageError where there are too few."
     patients = slices.table["patient"]
-    unknown = int((patients == "").sum())
-    if unknown: raise InputError(f"The patient of {unknown} of {len(slices)} slices is unknown, so no split by patients can be made. Give a table of patients, "
-                                 "or leave these slices out.")
-    if not 3 <= count <= patients.nunique(): raise UsageError(f"{count} folds of {patients.nunique()} patients: give a number from 3 to {patients.nunique()}.")
+    unknown, persons = int((patients == "").sum()), patients.nunique()
+    if unknown: raise InputError(f"The patient of {unknown} of {len(slices)} slices is unknown, so no split by patients can be made. "
+                                 "Give a table of patients, or leave these slices out.")
+    if not 3 <= count <= persons: raise UsageError(f"{count} folds of {persons} patients: give a number from 3 to {persons}.")
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     fold = np.zeros(len(slices), int)
     with warnings.catch_warnings():
@@ -90,31 +94,33 @@ def patient_folds(slices: Slices, # their patients known
         for number, (_, rows) in enumerate(splitter.split(fold, _strata(slices), patients), 1): fold[rows] = number
     return Folds("patients", count, seed, dict(zip(slices.table["name"], fold.tolist())))
 
-# %% ../nbs/00_patients.ipynb #bb2d9dc8
+# %% ../nbs/00_patients.ipynb #1fbabfb1
 def authors_folds(slices: Slices, # whose splits are fold1, fold2, ..., as figshare's with cvind.mat
                   ) -> Folds:
     "The folds that the source itself gives; InputError where it gives none."
     numbers = [re.fullmatch(r"fold([1-9][0-9]?)", split) for split in slices.table["split"]]
     found = sorted({int(number[1]) for number in numbers if number})
     if not all(numbers) or found != list(range(1, len(found) + 1)) or len(found) < 3:
-        raise InputError(f"The source gives no folds of its own: its splits are {', '.join(slices.table['split'].unique()[:6])}. Take folds by patients (--split patients).")
+        raise InputError(f"The source gives no folds of its own: its splits are {', '.join(slices.table['split'].unique()[:6])}. "
+                         "Take folds by patients (--split patients).")
     return Folds("authors", len(found), 0, {name: int(number[1]) for name, number in zip(slices.table["name"], numbers)})
 
-# %% ../nbs/00_patients.ipynb #9bf4f451
+# %% ../nbs/00_patients.ipynb #cbb3b06b
 def use_folds(slices: Slices, # those that the folds were made for, at any size
               folds: Folds, # from `patient_folds`, `authors_folds` or a file
               fold: int = 1, # which one is the test; the next one is the validation, the others are train
               ) -> Slices: # the same arrays, with another column `split`
     "Train, valid and test by folds. InputError where the folds belong to another data set, UsageError where there is no such fold."
-    if not 1 <= fold <= folds.count: raise UsageError(f"fold is {fold}: there are {folds.count} folds, give a number from 1 to {folds.count}.")
+    if not 1 <= fold <= folds.count: raise UsageError(f"fold is {fold}: give a number from 1 to {folds.count}, the number of folds.")
     if names_fingerprint(folds.fold) != names_fingerprint(slices.table["name"]):
-        raise InputError(f"The folds were made for another data set: {len(set(folds.fold) & set(slices.table['name']))} of its {len(folds.fold)} slices are among "
-                         f"these {len(slices)}. Open the data that they were made for, or make new ones.")
+        common = len(set(folds.fold) & set(slices.table["name"]))
+        raise InputError(f"The folds were made for another data set: {common} of its {len(folds.fold)} slices are among these {len(slices)}. "
+                         "Open the data that they were made for, or make new ones.")
     number = slices.table["name"].map(folds.fold)
     split = np.select([number == fold, number == fold % folds.count + 1], ["test", "valid"], "train")
     return Slices(slices.images, slices.masks, slices.table.assign(split=split.astype(object)))
 
-# %% ../nbs/00_patients.ipynb #8ab3c4c8
+# %% ../nbs/00_patients.ipynb #efff2c53
 def save_folds(path: str | Path, # a JSON file, to be written or replaced
                folds: Folds, # to keep
                ) -> None:
@@ -127,7 +133,7 @@ def load_folds(path: str | Path, # written by `save_folds`
     try:
         facts = json.loads(Path(path).read_text(encoding="utf-8"))
         fold, count = facts["fold"], facts["count"]
-        whole = type(count) is int and type(facts["seed"]) is int and isinstance(facts["made"], str) and {*map(type, fold.values())} == {int}
+        whole = type(count) is type(facts["seed"]) is int and isinstance(facts["made"], str) and {*map(type, fold.values())} == {int}
         if not whole or set(fold.values()) != set(range(1, count + 1)): raise ValueError("its folds are not numbered from 1 to their count")
         if names_fingerprint(fold) != facts["fingerprint"]: raise ValueError("its names do not fit its fingerprint")
         return Folds(facts["made"], count, facts["seed"], fold)
@@ -135,7 +141,7 @@ def load_folds(path: str | Path, # written by `save_folds`
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: is not a file of folds ({error}). Make the folds anew.") from None
 
-# %% ../nbs/00_patients.ipynb #6c8e2aa9
+# %% ../nbs/00_patients.ipynb #758654ef
 def number_of(name: str, # of a slice, with or without folders
               ) -> int: # -1 where there is none
     "The number that a file name begins with."
@@ -143,24 +149,28 @@ def number_of(name: str, # of a slice, with or without folders
     return int(digits[0]) if digits else -1
 
 def with_patients(slices: Slices, # some of them of unknown patient
-                  patients: str | Path | pd.DataFrame, # a CSV file or a table: `name` or `number`, and `patient` (or patient_group, patient_id)
+                  patients: str | Path | pd.DataFrame, # a CSV file or a table: `name` or `number`; `patient`, patient_group or patient_id
                   ) -> Slices: # the same arrays, with another column `patient`
-    "The patients of a table, written in where it knows the slice. InputError where it lacks a column, contradicts itself, or knows none of the slices."
-    where = "the table of patients" if isinstance(patients, pd.DataFrame) else patients
-    try: known = patients if isinstance(patients, pd.DataFrame) else pd.read_csv(patients, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error: raise InputError(f"{where}: cannot be read as a table ({str(error).strip()}). Give a CSV file.") from None
+    "The patients of a table, written in where it knows the slice. InputError where it lacks a column, contradicts itself, or knows no slice."
+    given = isinstance(patients, pd.DataFrame)
+    where = "the table of patients" if given else patients
+    try: known = patients if given else pd.read_csv(patients, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where}: cannot be read as a table ({str(error).strip()}). Give a CSV file.") from None
     person = next((column for column in ("patient", "patient_group", "patient_id") if column in known), None)
     key = next((column for column in ("name", "number") if column in known), None)
-    if not person or not key: raise InputError(f"{where}: lacks a column patient, or name or number. It has {', '.join(map(str, known.columns[:8]))}.")
+    if not person or not key:
+        raise InputError(f"{where}: lacks a column patient, or name or number. It has {', '.join(map(str, known.columns[:8]))}.")
     known = known[known[person] != ""].drop_duplicates([key, person])
     twice = known[key][known[key].duplicated()]
     if len(twice): raise InputError(f"{where}: gives a slice two patients ({key} {twice.iloc[0]}). Keep one.")
     named = slices.table["name"] if key == "name" else slices.table["name"].map(number_of).astype(str)
     found = named.map(dict(zip(known[key].astype(str), known[person])))
-    if not found.notna().any(): raise InputError(f"{where}: knows none of the {len(slices)} slices by their {key}. Is it the table of this data set?")
+    if not found.notna().any():
+        raise InputError(f"{where}: knows none of the {len(slices)} slices by their {key}. Is it the table of this data set?")
     return Slices(slices.images, slices.masks, slices.table.assign(patient=found.fillna(slices.table["patient"]).astype(object)))
 
-# %% ../nbs/00_patients.ipynb #ac1a89f0
+# %% ../nbs/00_patients.ipynb #169a31ef
 def choose_split(slices: Slices, # from any source
                  split: str = "", # "official", "patients", "authors", a file of folds, or "": what the source says, unless it leaks
                  count: int = 5, # number of folds, for "patients"
@@ -171,9 +181,11 @@ def choose_split(slices: Slices, # from any source
     if not split and not official:
         if all(part.startswith("fold") for part in slices.table["split"]): split = "authors"
         elif (slices.table["patient"] != "").all(): split = "patients"
-        else: raise InputError("The source has neither splits nor patients. Put the slices into train/, valid/ and test/, or give a table of patients.")
+        else: raise InputError("The source has neither splits nor patients. Put the slices into train/, valid/ and test/, "
+                               "or give a table of patients.")
     if split == "official" and not official:
-        raise InputError(f"The source has no train, valid and test: its splits are {', '.join(slices.table['split'].unique()[:6])}. Choose patients or authors.")
+        raise InputError(f"The source has no train, valid and test: its splits are {', '.join(slices.table['split'].unique()[:6])}. "
+                         "Choose patients or authors.")
     if split in ("", "official"):
         if not split: refuse_leaks(slices)
         return slices, None
