@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tumorseg.audit import audit, report
+from tumorseg.audit import audit
 from tumorseg.coco import COCO_NAME
 from tumorseg.data import InputError
 from tumorseg.demo import write_demo
 from tumorseg.experts import expert_contours, find_partners
 from tumorseg.patients import split_state, with_patients
 from tumorseg.sources import open_data
+from tumorseg.verdict import report, verdict
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -63,11 +64,11 @@ def planted(demo, work):
 def test_clean(demo, work):
     facts = audit(open_data(demo, 96, work / "cache"), demo)
     labels = facts["labels"]
-    assert facts["verdict"]["clean"] and facts["verdict"]["learn"] == "Outlines of tumours."
+    assert verdict(facts)["clean"] and verdict(facts)["learn"] == "Outlines of tumours."
     assert facts["leakage"]["conclusion"] == "no" and facts["leakage"]["patients"]["leaking"] == 0 and facts["images"]["copies"] == []
     assert not any(labels[key] for key in ("rectangles", "slivers", "bbox_wrong_order", "bbox_stale", "area_stale"))
     assert json.loads(json.dumps(facts)) == facts and "Nothing." in report(facts)
-    assert audit(open_data(demo, 96, work / "cache"))["verdict"]["clean"]  # without the folder, too
+    assert verdict(audit(open_data(demo, 96, work / "cache")))["clean"]  # without the folder, too
 
 
 def test_planted(planted, work):
@@ -82,9 +83,9 @@ def test_planted(planted, work):
     assert pair["exact"] and {pair["name"], pair["other"]} == {"train/copy.jpg", planted["copied"]} and facts["images"]["across_splits"] == 1
     assert facts["leakage"]["conclusion"] == "yes" and facts["leakage"]["patients"]["leaking"] == 1
     assert found["leaked"] == (slices.in_split("test").table["patient"] == planted["leaked"]).sum() > 0
-    assert not facts["verdict"]["clean"] and len(facts["verdict"]["to_do"]) == 4
+    assert not verdict(facts)["clean"] and len(verdict(facts)["to_do"]) == 4
     text = report(facts)
-    assert planted["sliver"] in text and "filled rectangles        7 of" in text and "Split by patients" in text
+    assert planted["sliver"] in text and f"7 of {labels['annotations']} annotations" in text and "Split by patients" in text
 
 
 def test_missing_image(planted, work):
@@ -98,7 +99,7 @@ def test_one_split_and_few_slices(demo, work):
     slices = open_data(demo, 96, work / "cache")
     for few in (slices.in_split("train"), slices[:3], slices[[0, len(slices) - 1]]):
         facts = audit(few)
-        assert facts["slices"] == len(few) and report(facts)
+        assert facts["slices"] == len(few) and report(facts) and verdict(facts)["to_do"]
 
 
 def test_blank_slices(work):

@@ -12,6 +12,8 @@ from PIL import Image
 
 from tumorseg.demo import write_demo
 
+SMALL = "--size", 48, "--epochs", 1, "--width", 4, "--depth", 2, "--batch", 4
+
 
 def tumorseg(*args, **kwargs):
     command = [Path(sys.executable).parent / "tumorseg", *map(str, args)]
@@ -100,3 +102,37 @@ def test_a_run_is_never_overwritten_and_its_data_never_mixed(run, data, tmp_path
 def test_a_damaged_model_is_named(run, tmp_path, data):
     (tmp_path / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:1000])
     assert_one_sentence(tumorseg("evaluate", tmp_path, data), "model.safetensors")
+
+
+
+def test_audit_reports_and_keeps_what_it_found(data, tmp_path):
+    done = tumorseg("audit", data, "--json", tmp_path / "audit.json", "--figure", tmp_path / "audit.png")
+    assert done.returncode == 0, done.stderr
+    assert "what a score means" in done.stdout.lower() and "filled rectangles" in done.stdout
+    assert json.loads((tmp_path / "audit.json").read_text())["labels"]["rectangles"] == 0
+    assert Image.open(tmp_path / "audit.png").width > 600
+
+
+def test_a_run_by_folds_is_evaluated_on_its_own_fold(data, tmp_path):
+    assert tumorseg("train", data, "--out", tmp_path / "run", "--folds", 3, "--fold", 2, *SMALL).returncode == 0
+    table = pd.read_csv(tmp_path / "run/table.csv")
+    assert table.groupby("patient")["split"].nunique().max() == 1 and (tmp_path / "run/folds.json").exists()
+    assert tumorseg("evaluate", tmp_path / "run", data).returncode == 0
+    assert set(pd.read_csv(tmp_path / "run/slices.csv")["name"]) == set(table["name"][table["split"] == "test"])
+    shared = tumorseg("train", data, "--out", tmp_path / "second", "--split", tmp_path / "run/folds.json", "--fold", 2, *SMALL)
+    assert shared.returncode == 0 and pd.read_csv(tmp_path / "second/table.csv").equals(table)
+
+
+def test_a_split_that_leaks_is_refused_unless_asked_for_by_name(data, tmp_path):
+    leaky = tmp_path / "leaky"
+    shutil.copytree(data, leaky)
+    notes = {split: json.loads((leaky / split / "_annotations.coco.json").read_text()) for split in ("train", "test")}
+    notes["test"]["images"][0]["patient"] = notes["train"]["images"][0]["patient"]
+    (leaky / "test/_annotations.coco.json").write_text(json.dumps(notes["test"]))
+    assert_one_sentence(tumorseg("train", leaky, "--out", tmp_path / "run", *SMALL), "Patients leak", "--split official")
+    assert not (tmp_path / "run").exists()
+    done = tumorseg("train", leaky, "--out", tmp_path / "run", "--split", "official", *SMALL)
+    assert done.returncode == 0 and "Patients leak" in done.stderr
+    assert "Patients leak" in tumorseg("evaluate", tmp_path / "run", leaky).stdout
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["patients"] == "leak"
+    assert_one_sentence(tumorseg("train", leaky, "--out", tmp_path / "x", "--split", "official", "--fold", 2, *SMALL), "--fold", code=2)

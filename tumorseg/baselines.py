@@ -46,13 +46,14 @@ def copied_masks(train: Slices, # to copy from
     rows, _ = nearest(looks(test), looks(train), *groups)
     return np.stack([train.masks[row] for row in rows])
 
-# %% ../nbs/03_baselines.ipynb #aa1a8629
+# %% ../nbs/03_baselines.ipynb #662e00fa
 def baselines(train: Slices, # what a model would learn from
               test: Slices, # what it would be scored on
               contours: Slices | None = None, # expert contours of some of the slices of `test`, under the same names and of the same size
               ) -> pd.DataFrame: # a row a baseline: baseline, dice, low, high, slices, over
-    """Mean Dice per slice (both empty 1, one empty 0) of what has learnt nothing, with 95 % interval. `slices` says on how many a row was computed:
-    without the patient's own slices, only those count whose patient is known, on both sides."""
+    """Mean Dice per slice (both empty 1, one empty 0) of what has learnt nothing, with 95 % interval. `slices` says on how many a row was
+    computed: without the patient's own slices, only those count whose patient is known, on both sides.
+    """
     rows = []
     def add(name: str, predicted: np.ndarray, scored: Slices) -> None:
         scores, patients = mask_scores(predicted, scored.masks), scored.table["patient"]

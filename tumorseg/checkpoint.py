@@ -6,9 +6,8 @@
 __all__ = ['best_device', 'best_precision', 'autocast', 'ModelInfo', 'measure_normalisation', 'normalise', 'probabilities',
            'save_model', 'load_model', 'save_training', 'load_training']
 
-# %% ../nbs/07_checkpoint.ipynb #0040c8d8
+# %% ../nbs/07_checkpoint.ipynb #4079a91f
 import json
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -82,7 +81,7 @@ def probabilities(network: nn.Module, # maps (B, C, H, W) to logits (B, 1, H, W)
     network.train(was_training)
     return maps
 
-# %% ../nbs/07_checkpoint.ipynb #86fc8878
+# %% ../nbs/07_checkpoint.ipynb #42ce2bf2
 def _pack(tensors: dict[str, Tensor], facts: dict) -> bytes:
     return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"tumorseg": json.dumps(facts)})
 
@@ -112,14 +111,17 @@ def load_model(path: str | Path, # written by `save_model`
         architecture, info = dict(facts["architecture"]), facts["info"]
         name = architecture.pop("name")
         if network is None:
-            if name != "UNet": raise InputError(f"{path}: was trained with {name}, not with our U-Net. Give a fresh one: load_model(path, network).")
-            if max(architecture["width"], architecture["channels"]) > 4096 or architecture["depth"] > 8: raise ValueError("absurd architecture")
+            if name != "UNet":
+                raise InputError(f"{path}: was trained with {name}, not with our U-Net. Give a fresh one: load_model(path, network).")
+            if max(architecture["width"], architecture["channels"]) > 4096 or architecture["depth"] > 8:
+                raise ValueError("absurd architecture")
             network = UNet(**architecture)
         network.load_state_dict(tensors)
         info = ModelInfo(int(info["size"]), tuple(map(float, info["mean"])), tuple(map(float, info["std"])), float(info["threshold"]))
     except InputError: raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: its weights do not fit its architecture ({str(error).splitlines()[0]}). Train again or give the right network.") from None
+        raise InputError(f"{path}: its weights do not fit its architecture ({str(error).splitlines()[0]}). "
+                         "Train again or give the right network.") from None
     return network.eval(), info
 
 # %% ../nbs/07_checkpoint.ipynb #b665f181

@@ -16,33 +16,53 @@ import tyro
 from .config import Config
 from .data import InputError, UsageError
 
-# %% ../nbs/13_cli.ipynb #dd313e87
+# %% ../nbs/13_cli.ipynb #78575d88
 Argument = tyro.conf.Positional
 Settings = Annotated[Config, tyro.conf.arg(name="")] # its fields become options without a prefix
 
 def _print_summary(summary: dict) -> None:
-    print(f"{summary['split']}: Dice {summary['dice_mean']:.3f} (95 % interval {summary['dice_ci_low']:.3f}-{summary['dice_ci_high']:.3f} over {summary['interval_over']}), "
+    print(f"{summary['split']}: Dice {summary['dice_mean']:.3f} "
+          f"(95 % interval {summary['dice_ci_low']:.3f}-{summary['dice_ci_high']:.3f} over {summary['interval_over']}), "
           f"median {summary['dice_median']:.3f}, pooled {summary['dice_pooled']:.3f}, IoU {summary['iou_mean']:.3f}, "
           f"{summary['n_slices']} slices, {summary['label']} labels, at {summary['size']} px. Both masks empty: 1, one empty: 0.")
     if summary["patients"] == "leak": print("Patients leak: some are in train too, so this is no score on new patients.")
-    if summary["patients"] == "unknown": print("The patients are unknown: some may be in train too, and then this is no score on new patients.")
+    if summary["patients"] == "unknown":
+        print("The patients are unknown: some may be in train too, and then this is no score on new patients.")
+
+def _with_contours(slices: "Slices", contours: str) -> "Slices":
+    "The slices that have an expert contour in the figshare set, with it and its patients; what was matched is told on stderr."
+    from tumorseg.experts import expert_contours, find_partners, partner_summary
+    from tumorseg.sources import open_data
+    experts = open_data(contours, slices.masks.shape[-1])
+    partners = find_partners(slices, experts)
+    print(partner_summary(partners), file=sys.stderr)
+    return expert_contours(slices, experts, partners)
+
+def _open(data: str | Path, size: int, patients: Path | None, contours: str) -> "Slices":
+    "Slices with the patients and contours that were asked for."
+    from tumorseg.patients import with_patients
+    from tumorseg.sources import open_data
+    slices = open_data(data, size)
+    if patients: slices = with_patients(slices, patients)
+    return _with_contours(slices, contours) if contours else slices
 
 def demo(out: Path = Path("demo"), # folder for everything that is made
          ) -> None:
     "The main job on simulated slices: make them, audit, train, evaluate, predict. Some minutes on a laptop; nothing is downloaded."
-    from tumorseg.audit import audit, report
+    from tumorseg.audit import audit
     from tumorseg.demo import write_demo
     from tumorseg.evaluate import evaluate
     from tumorseg.predict import Segmenter, predict_files
     from tumorseg.sources import open_data
     from tumorseg.train import resume, train
+    from tumorseg.verdict import report
     folder = write_demo(out / "data")
     slices, run = open_data(folder, 128), out / "run"
+    print(report(audit(slices, folder)), end="\n\n", flush=True)
     if (run / "config.json").exists(): resume(slices, run)
     else: train(slices, run, Config(epochs=20))
     _print_summary(evaluate(run, slices))
     done, _ = predict_files(Segmenter(run), sorted((folder / "test").glob("*.jpg"))[:8], out / "predictions")
-    print(report(audit(slices, folder)).split("Verdict")[-1].strip())
     print(f"Look at {run / 'overlays' / 'median.png'} and at the {len(done)} predictions in {out / 'predictions'}")
 
 def fetch(name: Argument[Literal["kaggle", "figshare", "lgg"]], # which data set
@@ -62,44 +82,39 @@ def audit(data: Argument[str], # folder of data, or `kaggle`, `figshare`, `lgg`
     "Say what a data set is worth: its labels, its split, its patients, and what a score on it means."
     from json import dumps
 
-    from tumorseg.audit import audit, plot_audit, report
+    from tumorseg.audit import audit
     from tumorseg.data import write_whole
-    from tumorseg.experts import expert_contours, find_partners, partner_summary
     from tumorseg.overlay import figure_png
-    from tumorseg.patients import with_patients
-    from tumorseg.sources import FETCHED, fetch, open_data
+    from tumorseg.sources import FETCHED, fetch
+    from tumorseg.verdict import plot_audit, report, verdict
     folder = fetch(data) if data in FETCHED else Path(data)
-    slices, experts = open_data(folder, size), None
-    if patients: slices = with_patients(slices, patients)
-    if contours:
-        source = open_data(contours, size)
-        partners = find_partners(slices, source)
-        print(partner_summary(partners), file=sys.stderr)
-        experts = expert_contours(slices, source, partners)
+    slices = _open(folder, size, patients, contours="")
+    experts = _with_contours(slices, contours) if contours else None
     facts = audit(slices, folder, experts)
     print(report(facts))
-    if json: write_whole(json, dumps(facts, indent=1).encode())
+    if json: write_whole(json, dumps({**facts, "verdict": verdict(facts)}, indent=1).encode())
     if figure: write_whole(figure, figure_png(plot_audit(slices, facts, experts)))
 
 def train(data: Argument[str], # folder of data, or `kaggle`, `figshare`, `lgg` to download that set
           out: Path, # folder of the run, new (or an old one, with --resume)
           settings: Settings, # how to train
           size: int = 128, # side of the slices in pixels
-          split: str = "", # official, patients, authors, or a file of folds (folds.json of another run); without it the source's own, unless it leaks
-          folds: int = 5, # number of folds, for --split patients
-          fold: int = 1, # which fold is the test
+          split: str = "", # official, patients, authors, or a file (folds.json of another run); else the source's own, unless it leaks
+          folds: int | None = None, # number of folds by patients; 5 where only --fold is given
+          fold: int | None = None, # which fold is the test; the next one is the validation
           patients: Path | None = None, # table (CSV) of patients: name or number, and patient
+          contours: str = "", # folder with the figshare contours of the same images, or `figshare`: they replace the labels
           resume: bool = False, # go on with a stopped training, with the settings it was started with
           ) -> None:
     "Train a U-Net. Everything is kept in the run folder: settings, history, best weights."
     from tumorseg import train as training
-    from tumorseg.patients import choose_split, describe_split, with_patients
-    from tumorseg.sources import open_data
-    if resume: training.resume(training.reopen(open_data(data, training.read_config(out)["size"]), out), out)
+    from tumorseg.patients import choose_split, describe_split
+    if resume: training.resume(training.reopen(_open(data, training.read_config(out)["size"], patients, contours), out), out)
     else:
-        slices = open_data(data, size)
-        if patients: slices = with_patients(slices, patients)
-        slices, made = choose_split(slices, split, folds, fold)
+        slices = _open(data, size, patients, contours)
+        if split == "official" and (folds or fold): raise UsageError("--split official has no folds: leave out --folds and --fold.")
+        if folds or fold: split = split or "patients"
+        slices, made = choose_split(slices, split, folds or 5, fold or 1)
         print(describe_split(slices), file=sys.stderr)
         training.train(slices, out, settings, folds=made)
     print(out)
@@ -107,13 +122,14 @@ def train(data: Argument[str], # folder of data, or `kaggle`, `figshare`, `lgg` 
 def evaluate(run: Argument[Path], # folder of a training
              data: Argument[str], # folder of data, or `kaggle`
              split: str = "test", # which split to score
+             patients: Path | None = None, # table (CSV) of patients, for data that the run was not trained on
+             contours: str = "", # folder with the figshare contours of the same images, or `figshare`: they replace the labels
              ) -> None:
     "Score a run; writes metrics.json, slices.csv and overlays/ into its folder."
     from tumorseg.evaluate import evaluate
     from tumorseg.predict import Segmenter
-    from tumorseg.sources import open_data
     from tumorseg.train import reopen
-    _print_summary(evaluate(run, reopen(open_data(data, Segmenter(run).info.size), run), split))
+    _print_summary(evaluate(run, reopen(_open(data, Segmenter(run).info.size, patients, contours), run), split))
 
 def predict(files: Argument[tuple[Path, ...]], # pictures: JPG, PNG or TIFF of any size
             out: Path, # folder for NAME_mask.png and NAME_overlay.png
@@ -125,12 +141,13 @@ def predict(files: Argument[tuple[Path, ...]], # pictures: JPG, PNG or TIFF of a
     for row in done: print(f"{row['mask']}: tumour in {row['tumour_share']:.2%} of the pixels, highest probability {row['highest']:.2f}")
     if problems: raise InputError(*problems)
 
-# %% ../nbs/13_cli.ipynb #c12dfaa6
+# %% ../nbs/13_cli.ipynb #fc1afb6a
 def main(args: list[str] | None = None, # as typed; None: from the command line
          ) -> None:
     "The command `tumorseg`. Leaves through SystemExit with 1 (failed) or 2 (wrong use), and returns where all went well."
     commands = dict(demo=demo, fetch=fetch, audit=audit, train=train, evaluate=evaluate, predict=predict)
-    try: tyro.extras.subcommand_cli_from_dict(commands, prog="tumorseg", args=args, description="Segment brain tumours in MRI slices. Research use, not a medical device.")
+    about = "Segment brain tumours in MRI slices. Research use, not a medical device."
+    try: tyro.extras.subcommand_cli_from_dict(commands, prog="tumorseg", args=args, description=about)
     except InputError as error: print(error, file=sys.stderr); sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt: print("Stopped. What was finished is kept; a training goes on with --resume.", file=sys.stderr); sys.exit(1)
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # `tumorseg ... | head` is no mistake

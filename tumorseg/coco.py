@@ -161,7 +161,7 @@ def coco_sample(entry: dict, # from `coco_entries`
                category=category, label=label, height=height, width=width)
     return fit_image(pixels, size), fit_mask(mask, size), row
 
-# %% ../nbs/01_coco.ipynb #14c038a4
+# %% ../nbs/01_coco.ipynb #99daf4b0
 def _box_state(bbox: object, left: float, top: float, width: float, height: float) -> str:
     "What a `bbox` is, beside the box of the outline; two pixels, or 2 % of a side, are left to rounding."
     if bbox is None: return "missing"
@@ -172,19 +172,30 @@ def _box_state(bbox: object, left: float, top: float, width: float, height: floa
 
 def annotation_facts(folder: str | Path, # of the layout
                      ) -> pd.DataFrame: # a row an annotation: name, category, width, height, rectangle, at_frame, bbox, area
-    """Each annotation as it is drawn: `width` and `height` in pixels of the file, whether it is a filled `rectangle` and lies `at_frame`; `bbox` is "right", "wrong order", "stale" or
-    "missing", `area` the same without order (a tenth is left to rounding). Annotations that cannot be drawn are left out: `coco_sample` tells of them.
+    """Each annotation as it is drawn: `width` and `height` in pixels of the file, whether it is a filled `rectangle` and lies `at_frame`.
+
+    `bbox` is "right", "wrong order", "stale" or "missing", `area` the same without order (a tenth is left to rounding). Annotations that
+    cannot be drawn are left out: `coco_sample` tells of them.
     """
     facts = []
     for entry in coco_entries(folder)[0]:
         for annotation in entry["annotations"]:
             try: mask = outline_mask(annotation["segmentation"], entry["height"], entry["width"])
             except (ValueError, TypeError): continue
-            rows, columns, area, known = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0)), int(mask.sum()), annotation.get("area")
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            area, known = int(mask.sum()), annotation.get("area")
             if not area: continue
             box = columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]
             at_frame = rows[0] == 0 or columns[0] == 0 or rows[-1] == entry["height"] - 1 or columns[-1] == entry["width"] - 1
             right = _is_number(known) and abs(known - area) <= .1 * area + 2 * (box[2] + box[3])
-            facts.append((f"{entry['split']}/{entry['file_name']}", annotation["category_id"], int(box[2]), int(box[3]), is_box(mask), bool(at_frame),
-                          _box_state(annotation.get("bbox"), *map(int, box)), "missing" if known is None else "right" if right else "stale"))
+            facts.append(dict(
+                name=f"{entry['split']}/{entry['file_name']}",
+                category=annotation["category_id"],
+                width=int(box[2]),
+                height=int(box[3]),
+                rectangle=is_box(mask),
+                at_frame=bool(at_frame),
+                bbox=_box_state(annotation.get("bbox"), *map(int, box)),
+                area="missing" if known is None else "right" if right else "stale",
+            ))
     return pd.DataFrame(facts, columns=["name", "category", "width", "height", "rectangle", "at_frame", "bbox", "area"])

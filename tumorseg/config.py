@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['LIMITS', 'Config']
 
-# %% ../nbs/08_config.ipynb #fa25e7fb
-from dataclasses import asdict, dataclass, fields
+# %% ../nbs/08_config.ipynb #edacb92a
+from dataclasses import dataclass
 
 from .data import UsageError
 
-# %% ../nbs/08_config.ipynb #14a1703a
+# %% ../nbs/08_config.ipynb #425f2903
 LIMITS = {"epochs": (1, 10_000), "width": (1, 512), "depth": (1, 7), "batch": (1, 4096), "lr": (1e-7, 1), "weight_decay": (0, 10),
           "brightness": (0, 1), "brightness_p": (0, 1), "degrees": (0, 180), "rotation_p": (0, 1), "seed": (0, 2**31)}
 
 @dataclass(frozen=True)
 class Config:
-    "How to train. The size of the slices is not here: it is that of the data. UsageError where a value is of a wrong type or outside `LIMITS`."
+    """How to train. The size of the slices is not here: it is that of the data.
+
+    UsageError where a value is of a wrong type or outside `LIMITS`.
+    """
     epochs: int = 30  # passes over the training slices
     width: int = 16  # channels of the network's finest level, twice as many at each level below
     depth: int = 4  # how often the network halves the picture; the paper's 4
@@ -38,5 +41,6 @@ class Config:
                     isinstance(number, kind) and not isinstance(number, bool) for number in numbers):
                 expected = "two numbers" if isinstance(default, tuple) else "a whole number" if kind is int else "a number"
                 raise UsageError(f"{name} is {value!r}: give {expected}.")
-            if not all(low <= number <= high for number in numbers): raise UsageError(f"{name} is {value}: it must be from {low} to {high}.")
+            if not all(low <= number <= high for number in numbers):
+                raise UsageError(f"{name} is {value}: it must be from {low} to {high}.")
         if self.degrees[0] > self.degrees[1]: raise UsageError(f"degrees are {self.degrees}: the smaller comes first.")

@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from platformdirs import user_cache_path
 from scipy import ndimage
 
-# %% ../nbs/00_data.ipynb #2a1077b9
+# %% ../nbs/00_data.ipynb #99d7bb58
 class InputError(ValueError):
     "What the user gave cannot be used. `problems` has one sentence each, naming the file and the mend; `str()` shows the first 20."
     def __init__(self,
@@ -33,7 +33,7 @@ class InputError(ValueError):
         super().__init__("\n".join(self.problems[:20] + more))
 
 class UsageError(InputError):
-    "What was asked for makes no sense, whatever the files hold: a size of 0, more patients on a side than there are. The command exits with 2, not 1."
+    "What was asked for makes no sense, whatever the files hold: a size of 0, a setting outside its limits. The command exits with 2, not 1."
 
 # %% ../nbs/00_data.ipynb #2753bf92
 TABLE = {"name": str, "split": str, "patient": str, "category": int, "label": str, "height": int, "width": int}
@@ -132,7 +132,7 @@ def unfit(values: np.ndarray, # float32 (size, size), a map over the square of `
     inside = values[_frame(height, width, len(values))].astype(np.float32)
     return np.asarray(Image.fromarray(inside).resize((width, height), Image.Resampling.BILINEAR))
 
-# %% ../nbs/00_data.ipynb #35c1e232
+# %% ../nbs/00_data.ipynb #0175e54a
 MAX_PIXELS = 50_000_000 # 7000 x 7000: more than any MRI slice, less than what harms a laptop
 
 def read_image(path: str | Path, # JPG, PNG, TIFF, or what else Pillow reads
@@ -140,7 +140,8 @@ def read_image(path: str | Path, # JPG, PNG, TIFF, or what else Pillow reads
                ) -> np.ndarray: # uint8 (channels, H, W), 0..255
     """A picture from a file. 16-bit, integer and float pictures are scaled so that their own minimum is 0 and their maximum 255.
 
-    InputError where the file is missing, is not an image, is cut off, has over `MAX_PIXELS` pixels, several pages, or values that are not finite.
+    InputError where the file is missing, is not an image, is cut off, has over `MAX_PIXELS` pixels, several pages, or values that are
+    not finite.
     """
     path = Path(path)
     try:
@@ -153,8 +154,11 @@ def read_image(path: str | Path, # JPG, PNG, TIFF, or what else Pillow reads
             pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
     except InputError: raise
     except FileNotFoundError: raise InputError(f"{path}: not found. Check the name.") from None
-    except (UnidentifiedImageError, IsADirectoryError): raise InputError(f"{path}: not an image that can be read. Give a JPG, PNG or TIFF.") from None
-    except Image.DecompressionBombError: raise InputError(f"{path}: asks for more pixels than a slice can have. Is it the right file?") from None
+    except IsADirectoryError: raise InputError(f"{path}: is a folder. Give the files in it.") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: not an image that can be read. Give a JPG, PNG or TIFF.") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{path}: asks for more pixels than a slice can have. Is it the right file?") from None
     except Exception as error: # a damaged file: Pillow's decoders raise OSError, SyntaxError, struct.error, ... each its own
         raise InputError(f"{path}: damaged or cut off ({error}). Copy or export it again.") from None
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'Patient', 'simulate_patient', 'tumour_level', 'contours', 'simulate_slice', 'slice_offsets', 'write_demo']
 
-# %% ../nbs/02_demo.ipynb #59f8f410
+# %% ../nbs/02_demo.ipynb #011917e6
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,8 +15,9 @@ import numpy as np
 from contourpy import contour_generator
 from PIL import Image
 
-from .anatomy import (HEAD, LATTICES, VIEWS, Head, Pixels, brain_distance, draw_fields, draw_numbers, draw_turn, ellipsoid,
-                              paint_brain, paint_head, scan, slice_pixels, smooth_field, soft_step, to_template)
+from .anatomy import (
+    HEAD, LATTICES, VIEWS, Head, Pixels, brain_distance, draw_fields, draw_numbers, draw_turn, ellipsoid, paint_brain, paint_head, scan,
+    slice_pixels, smooth_field, soft_step, to_template)
 from .data import InputError, UsageError, new_folder
 from .progress import progress_bar
 

@@ -23,7 +23,7 @@ from .overlay import FALSE, FOUND, MISSED, figure_png, overlay
 from .patients import split_state
 from .predict import Segmenter
 
-# %% ../nbs/10_evaluate.ipynb #d68fdb23
+# %% ../nbs/10_evaluate.ipynb #f653e042
 def score_slices(maps: np.ndarray, # float32 (N, H, W), probability maps
                  slices: Slices, # the same N slices, with their truth
                  threshold: float, # a pixel is tumour where its probability is above this
@@ -31,18 +31,22 @@ def score_slices(maps: np.ndarray, # float32 (N, H, W), probability maps
     "Pixel counts and scores of each slice. Truth and prediction both empty: Dice 1; only one of them empty: 0."
     counts = torch.cat([count_pixels(torch.from_numpy(maps[i:i + 64] > threshold), torch.from_numpy(np.array(slices.masks[i:i + 64])))
                         for i in range(0, len(slices), 64)])
-    scores = dict(zip(("tp", "fp", "fn"), counts.T.numpy())) | {score.__name__: score(counts).numpy() for score in (dice, iou, precision, recall)}
-    return slices.table.assign(**scores)
+    scores = {score.__name__: score(counts).numpy() for score in (dice, iou, precision, recall)}
+    return slices.table.assign(**dict(zip(("tp", "fp", "fn"), counts.T.numpy())), **scores)
 
-# %% ../nbs/10_evaluate.ipynb #599d9ee9
+# %% ../nbs/10_evaluate.ipynb #393f608d
 def summarise(scores: pd.DataFrame, # from `score_slices`
               ) -> dict: # numbers and text, ready for JSON
-    """Means per slice (`dice_mean`, `iou_mean`, and `dice_median`), values pooled over all pixels (`dice_pooled`, `precision`, `recall`), and the interval of
-    `dice_mean` over patients, or over slices where a patient is unknown. `label` is "box", "contour" or "mixed"; `n_patients` is None where unknown."""
+    """Means per slice (`dice_mean`, `iou_mean`, and `dice_median`), values pooled over all pixels (`dice_pooled`, `precision`, `recall`),
+    and the interval of `dice_mean` over patients, or over slices where a patient is unknown.
+
+    `label` is "box", "contour" or "mixed"; `n_patients` is None where patients are unknown.
+    """
     pooled = torch.tensor(scores[["tp", "fp", "fn"]].to_numpy().sum(0))
     labels, known = set(scores["label"]) - {""}, bool((scores["patient"] != "").all())
     low, high = bootstrap_interval(scores["dice"], scores["patient"] if known else np.arange(len(scores)))
-    return dict(label=labels.pop() if len(labels) == 1 else "mixed", n_slices=len(scores), n_patients=scores["patient"].nunique() if known else None,
+    return dict(label=labels.pop() if len(labels) == 1 else "mixed", n_slices=len(scores),
+                n_patients=scores["patient"].nunique() if known else None,
                 dice_mean=float(scores["dice"].mean()), dice_ci_low=low, dice_ci_high=high, interval_over="patients" if known else "slices",
                 dice_median=float(scores["dice"].median()), iou_mean=float(scores["iou"].mean()), dice_pooled=dice(pooled).item(),
                 precision=precision(pooled).item(), recall=recall(pooled).item(), empty_rule="both empty 1, one empty 0")
@@ -67,14 +71,17 @@ def plot_overlays(slices: Slices, # some slices, five or so
     fig.suptitle(title)
     return fig
 
-# %% ../nbs/10_evaluate.ipynb #f82e62f5
+# %% ../nbs/10_evaluate.ipynb #afa575d5
 def evaluate(run: str | Path, # folder of a training
              slices: Slices, # all splits, opened at the size of the model
              split: str = "test", # which split to score
              network: torch.nn.Module | None = None, # a fresh network of the same kind, where the run's is not our U-Net
              ) -> dict: # what is in metrics.json
-    """Score a run on a split; writes metrics.json, slices.csv and overlays/{worst,median,best}.png into the run folder. Scores are at the size of the model.
-    `patients` is "separate", "leak" (on both sides of the split: the score is of people already seen) or "unknown"."""
+    """Score a run on a split; writes metrics.json, slices.csv and overlays/{worst,median,best}.png into the run folder.
+
+    Scores are at the size of the model.
+    `patients` is "separate", "leak" (on both sides of the split: the score is of people already seen) or "unknown".
+    """
     run, segmenter, patients, slices = Path(run), Segmenter(run, network), split_state(slices), slices.in_split(split)
     maps, threshold = segmenter.slices(slices.images), segmenter.info.threshold
     scores = score_slices(maps, slices, threshold)

@@ -5,33 +5,17 @@
 # %% auto #0
 __all__ = ['SAME_NUMBER', 'SAME_PICTURE', 'find_partners', 'expert_contours', 'partner_summary']
 
-# %% ../nbs/01_experts.ipynb #aa41affc
-import re
-
+# %% ../nbs/01_experts.ipynb #882fb9b7
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from .data import TABLE, InputError, Slices
+from .alike import looks
+from .data import InputError, Slices
+from .patients import number_of
 
-# %% ../nbs/01_experts.ipynb #5d0982d1
+# %% ../nbs/01_experts.ipynb #26bf73d4
 SAME_NUMBER = .9 # correlation from which the slice of the same number is believed, if no other is more alike; right ones have 0.95 and more
 SAME_PICTURE = .97 # correlation from which a slice of another number is taken in its place; different slices have up to 0.93
-
-def _number(name: str) -> int:
-    "The digits a file name begins with, -1 where it begins with none."
-    digits = re.match(r"[0-9]{1,9}", name.rsplit("/", 1)[-1])
-    return int(digits[0]) if digits else -1
-
-def _looks(images: np.ndarray, swap: bool) -> np.ndarray:
-    "Each image (first channel) as 64 x 64 grey values of mean 0 and length 1: the product of two is their correlation. float32 (N, 4096)"
-    looks = np.empty((len(images), 64, 64), np.float32)
-    for look, image in zip(looks, images):
-        plane = np.asarray(Image.fromarray(np.ascontiguousarray(image[0])).resize((64, 64), Image.Resampling.BOX))
-        look[:] = plane.T if swap else plane
-    looks = looks.reshape(len(looks), -1)
-    looks -= looks.mean(1, keepdims=True)
-    return looks / np.maximum(np.linalg.norm(looks, axis=1, keepdims=True), 1e-6)
 
 def find_partners(kaggle: Slices, # the Kaggle set, or any pictures named by the number of their slice
                   figshare: Slices, # the slices with contours, named N.mat
@@ -40,21 +24,23 @@ def find_partners(kaggle: Slices, # the Kaggle set, or any pictures named by the
 
     Columns: name; number, -1 for none; correlation with the slice of that number, NaN where there is none; partner, the row of `figshare`
     to take, -1 for none; partner_name; partner_correlation; verdict. The verdict is "same number"; "another number", where a different
-    slice is more alike and beyond doubt; "wrong number", where the slice of the number is not the picture and no other is; "not there", where
-    no slice has the number.
+    slice is more alike and beyond doubt; "wrong number", where the slice of the number is not the picture and no other is; "not there",
+    where no slice has the number.
     """
-    alike = _looks(kaggle.images, swap=False) @ _looks(figshare.images, swap=True).T
-    rows = {_number(name): row for row, name in enumerate(figshare.table["name"])}
+    swapped = looks(figshare).reshape(-1, 64, 64).transpose(0, 2, 1) # x and y, as the Kaggle pictures have them
+    alike = looks(kaggle) @ swapped.reshape(len(figshare), -1).T
+    rows = {number_of(name): row for row, name in enumerate(figshare.table["name"])}
     partners = []
     for name, row in zip(kaggle.table["name"], alike):
-        own, best = rows.get(_number(name)), int(row.argmax())
+        number, best = number_of(name), int(row.argmax())
+        own = rows.get(number)
         if own is None: partner, verdict = -1, "not there"
         # .001: should the set hold a picture twice, the one of the number is taken; different slices are further apart
         elif row[own] >= max(SAME_NUMBER, row[best] - .001): partner, verdict = own, "same number"
         elif row[best] >= SAME_PICTURE and best != own: partner, verdict = best, "another number"
         else: partner, verdict = -1, "wrong number"
         taken = ("", np.nan) if partner < 0 else (figshare.table["name"][partner], row[partner])
-        partners.append((name, _number(name), np.nan if own is None else row[own], partner, *taken, verdict))
+        partners.append((name, number, np.nan if own is None else row[own], partner, *taken, verdict))
     return pd.DataFrame(partners, columns=["name", "number", "correlation", "partner", "partner_name", "partner_correlation", "verdict"])
 
 # %% ../nbs/01_experts.ipynb #477646b2

@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['SHADES', 'count_subsets', 'plot_subsets', 'plot_tumours', 'plot_slices']
 
-# %% ../nbs/03_explore.ipynb #caa58f60
-from pathlib import Path
-
+# %% ../nbs/03_explore.ipynb #577987a3
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -16,10 +14,10 @@ from matplotlib.figure import Figure
 from .data import Slices
 from .overlay import outline
 
-# %% ../nbs/03_explore.ipynb #b71802ae
+# %% ../nbs/03_explore.ipynb #01d52962
 def count_subsets(slices: Slices, # any source
-                  ) -> pd.DataFrame: # one row a split: slices, share (0..1), one column a category, without_tumour, patients (0 where unknown)
-    "Slices in each split: how many, in which categories, how many without tumour, of how many patients."
+                  ) -> pd.DataFrame: # a row a split: slices, share (0..1), a column for each category, without_tumour, patients
+    "Slices in each split: how many, in which categories, how many without tumour, of how many patients (0 where they are unknown)."
     table, empty = slices.table, ~np.array([mask.any() for mask in slices.masks])
     groups = table.groupby("split", sort=False)
     categories = {f"category {category}": groups["category"].agg(lambda values, category=category: (values == category).sum())
@@ -28,7 +26,7 @@ def count_subsets(slices: Slices, # any source
                          "without_tumour": pd.Series(empty).groupby(table["split"], sort=False).sum(),
                          "patients": groups["patient"].agg(lambda values: values[values != ""].nunique())})
 
-# %% ../nbs/03_explore.ipynb #46793758
+# %% ../nbs/03_explore.ipynb #efad170d
 SHADES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7") # blue, orange, green, purple: Okabe and Ito
 
 def plot_subsets(counts: pd.DataFrame, # from `count_subsets`
@@ -41,7 +39,8 @@ def plot_subsets(counts: pd.DataFrame, # from `count_subsets`
     for part, colour in zip(parts, [*SHADES[:len(parts) - 1], "#999999"]):
         if not counts[part].any(): continue
         bars = ax.bar(counts.index, counts[part], bottom=bottom, color=colour, width=.6, label=part.replace("_", " "))
-        ax.bar_label(bars, [n if n > .06 * counts["slices"].max() else "" for n in counts[part]], label_type="center", fontsize=9, color="black" if colour == SHADES[1] else "white")
+        numbers = [n if n > .06 * counts["slices"].max() else "" for n in counts[part]] # a low bar has no room for one
+        ax.bar_label(bars, numbers, label_type="center", fontsize=9, color="black" if colour == SHADES[1] else "white")
         bottom += counts[part]
     for x, (number, share) in enumerate(zip(counts["slices"], counts["share"])):
         ax.annotate(f"{number} slices\n{share:.0%}", (x, number), (0, 3), textcoords="offset points", ha="center", va="bottom")
@@ -49,7 +48,7 @@ def plot_subsets(counts: pd.DataFrame, # from `count_subsets`
     ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
     return fig
 
-# %% ../nbs/03_explore.ipynb #5e2bcdb7
+# %% ../nbs/03_explore.ipynb #f5a47100
 def plot_tumours(slices: Slices, # any source
                  ) -> Figure:
     "Left: tumour area as a share of the slice, by split. Right: how often each place of the frame is tumour."
@@ -58,8 +57,10 @@ def plot_tumours(slices: Slices, # any source
     edges = np.geomspace(max(shares[shares > 0].min(initial=1e-3), 1e-4), max(shares.max(), 2e-4), 20) * 100
     for split, colour, style in zip(slices.table["split"].unique(), SHADES, ("-", "--", ":", "-.")):
         chosen = shares[(slices.table["split"] == split) & (shares > 0)] * 100
-        left.hist(chosen, edges, weights=np.full(len(chosen), 100 / max(len(chosen), 1)), histtype="step", color=colour, linestyle=style, linewidth=1.6, label=split)
-    left.set(xscale="log", xlabel="tumour, % of the slice", ylabel="% of the slices of its split", title="Tumour area"); left.legend(frameon=False)
+        each = np.full(len(chosen), 100 / max(len(chosen), 1)) # bars in % of the split
+        left.hist(chosen, edges, weights=each, histtype="step", color=colour, linestyle=style, linewidth=1.6, label=split)
+    left.set(xscale="log", xlabel="tumour, % of the slice", ylabel="% of the slices of its split", title="Tumour area")
+    left.legend(frameon=False)
     left.xaxis.set_major_formatter("{x:g}")
     where = sum(mask.astype(np.float32) for mask in slices.masks) / max((shares > 0).sum(), 1)
     shown = right.imshow(where * 100, cmap="cividis"); right.set(title="Tumour location", xticks=[], yticks=[])

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['FAR', 'CLOSE', 'from_patients', 'from_numbers', 'from_pictures', 'find_leakage']
 
-# %% ../nbs/03_leakage.ipynb #30d86858
+# %% ../nbs/03_leakage.ipynb #d60706ff
 import numpy as np
 
-from .alike import correlations, looks, nearest
+from .alike import correlations, nearest
 from .data import Slices
 from .patients import leaking_patients, number_of, split_state
 
-# %% ../nbs/03_leakage.ipynb #5c57cf3e
+# %% ../nbs/03_leakage.ipynb #9bfca1f9
 def _first_split(slices: Slices) -> str:
     "The split that the others are compared with: train where there is one."
     splits = slices.table["split"].unique()
@@ -20,8 +20,9 @@ def _first_split(slices: Slices) -> str:
 
 def from_patients(slices: Slices, # with splits
                   ) -> dict | None: # `patients`, `leaking`, and `splits`; None where no patient is known
-    """How many patients there are and leak, and for each split but train: `slices`, of `known` patient, with the patient in train too (`leaked`), and
-    with the neighbouring file number of that patient in train (`neighbours`)."""
+    """How many patients there are and leak, and for each split but train: `slices`, of `known` patient, with the patient in train too
+    (`leaked`), and with the neighbouring file number of that patient in train (`neighbours`).
+    """
     table, first = slices.table, _first_split(slices)
     if (table["patient"] == "").all(): return None
     train, splits = table[(table["split"] == first) & (table["patient"] != "")], {}
@@ -34,15 +35,16 @@ def from_patients(slices: Slices, # with splits
         splits[split] = dict(slices=len(whole), known=len(part), leaked=leaked, neighbours=sum(near))
     return dict(patients=int(table["patient"].replace("", np.nan).nunique()), leaking=len(leaking_patients(slices)), splits=splits)
 
-# %% ../nbs/03_leakage.ipynb #ac8bd134
+# %% ../nbs/03_leakage.ipynb #3b7c431f
 FAR = 50 # numbers further apart than this are of different patients, nearly always
 CLOSE = 2 # numbers at most this far apart may be neighbours
 
 def from_numbers(slices: Slices, # with splits
                  small: np.ndarray, # their `looks`
                  ) -> dict | None: # `limit`, and `splits`; None where files have no numbers of their own
-    """Slices with an alike neighbour in train (`leaked`): a file number at most `CLOSE` away, and more correlated than 99 % of the pairs with numbers
-    more than `FAR` apart (`limit`)."""
+    """Slices with an alike neighbour in train (`leaked`): a file number at most `CLOSE` away, and more correlated than 99 % of the pairs
+    with numbers more than `FAR` apart (`limit`).
+    """
     number, split, first = slices.table["name"].map(number_of).to_numpy(), slices.table["split"].to_numpy(), _first_split(slices)
     if (number < 0).mean() > .1 or len(np.unique(number)) < .9 * len(number) or np.ptp(number) <= 2 * FAR: return None
     counts, edges, closest = np.zeros(4000), np.linspace(-1.001, 1.001, 4001), np.full(len(slices), -1.)
@@ -55,12 +57,13 @@ def from_numbers(slices: Slices, # with splits
               for name in slices.table["split"].unique() if name != first}
     return dict(limit=round(limit, 3), splits=splits)
 
-# %% ../nbs/03_leakage.ipynb #46cf9818
+# %% ../nbs/03_leakage.ipynb #a78b3d4b
 def from_pictures(slices: Slices, # with splits
                   small: np.ndarray, # their `looks`
                   ) -> dict | None: # for each other split: slices, beats (0..1); None where a side has fewer than ten
-    """How often a slice's nearest in train is more alike than the nearest of a training slice among the others (`beats`): about one half where the same
-    people are on both sides, much less where they are not."""
+    """How often a slice's nearest in train is more alike than the nearest of a training slice among the others (`beats`): about one half
+    where the same people are on both sides, much less where they are not.
+    """
     split, first = slices.table["split"].to_numpy(), _first_split(slices)
     train, splits = np.flatnonzero(split == first), {}
     if len(train) < 10: return None
@@ -72,7 +75,7 @@ def from_pictures(slices: Slices, # with splits
         splits[name] = dict(slices=len(part), beats=round(float(np.searchsorted(own, closest).mean() / len(own)), 3))
     return dict(splits=splits) if splits else None
 
-# %% ../nbs/03_leakage.ipynb #037266ef
+# %% ../nbs/03_leakage.ipynb #b75899aa
 def _each(found: dict, of: str) -> str:
     return " and ".join(f"{part['leaked']} of {part[of]} slices of {split}" for split, part in found["splits"].items())
 
@@ -86,27 +89,30 @@ def _say_patients(found: dict, first: str) -> str:
 def find_leakage(slices: Slices, # any source
                  small: np.ndarray, # their `looks`
                  ) -> dict: # conclusion, source, sentence; patients, numbers, pictures: what each of them said, None where it could not
-    """Whether the same people are on both sides. `conclusion` is "yes" or "no" (from patients: certain), "likely" (from file numbers), "suspected" (from
-    pictures), "no sign" (from these two) or "unknown" (one split only, or nothing to go by)."""
+    """Whether the same people are on both sides. `conclusion` is "yes" or "no" (from patients: certain), "likely" (from file numbers),
+    "suspected" (from pictures), "no sign" (from these two) or "unknown" (one split only, or nothing to go by).
+    """
     first, state, one = _first_split(slices), split_state(slices), slices.table["split"].nunique() < 2
     patients, numbers, pictures = (None,) * 3 if one else (from_patients(slices), from_numbers(slices, small), from_pictures(slices, small))
     share = max((part["leaked"] / part["slices"] for part in numbers["splits"].values()), default=0) if numbers else 0
     beats = {split: part["beats"] for split, part in pictures["splits"].items()} if pictures else {}
     often = " and ".join(f"{value:.0%} of the comparisons for {split}" for split, value in beats.items())
+    compared = f"are more alike to {first} than those of {first} are among themselves in {often};"
     source = "file numbers and pictures" if numbers else "pictures"
     if one: conclusion, source, sentence = "unknown", "", "There is one split only, so nothing can leak yet."
     elif state == "leak": conclusion, source, sentence = "yes", "patients", _say_patients(patients, first)
     elif state == "separate": conclusion, source, sentence = "no", "patients", "Certain, from the patients: everybody is on one side only."
     elif share >= .1:
         conclusion = "likely"
-        sentence = (f"Likely, from file numbers and pictures; patients are not known: {_each(numbers, 'slices')} have a slice in {first} whose number "
-                    f"is at most {CLOSE} away and that is more alike than 99 % of slices far apart.")
+        sentence = (f"Likely, from file numbers and pictures; patients are not known: {_each(numbers, 'slices')} have a slice in {first} "
+                    f"whose number is at most {CLOSE} away and that is more alike than 99 % of slices far apart.")
     elif max(beats.values(), default=0) >= .3:
         conclusion, source = "suspected", "pictures"
-        sentence = (f"Suspected, from the pictures alone: slices are more alike to {first} than those of {first} are among themselves in {often}; "
-                    "with the same people on both sides it would be half.")
+        sentence = f"Suspected, from the pictures alone: slices {compared} with the same people on both sides it would be half."
     elif numbers or pictures:
         conclusion, sentence = "no sign", f"No sign of it in {source}, but not certain: patients are not known."
-        if often: sentence += f" Slices are more alike to {first} than those of {first} are among themselves in {often}; if people leaked it would be half."
-    else: conclusion, source, sentence = "unknown", "", "Nothing to go by: patients are not known, files have no numbers, and slices are few."
+        if often: sentence += f" Slices {compared} if people leaked it would be half."
+    else:
+        conclusion, source = "unknown", ""
+        sentence = "Nothing to go by: patients are not known, files have no numbers, and slices are few."
     return dict(conclusion=conclusion, source=source, sentence=sentence, patients=patients, numbers=numbers, pictures=pictures)

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['soft_dice_loss', 'dice_ce_loss']
 
-# %% ../nbs/06_losses.ipynb #7054bec3
-import torch
+# %% ../nbs/06_losses.ipynb #0bb2d777
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/07_metrics.ipynb #ca657b6d
+# %% ../nbs/07_metrics.ipynb #13f93032
 def count_pixels(predicted: Tensor, # bool or 0/1, (N, ...), each N one slice
                  truth: Tensor, # bool or 0/1, of the same shape
                  ) -> Tensor: # int64 (N, 3): true positive, false positive, false negative
     "Pixels of each slice on which prediction and truth agree on tumour, prediction only, truth only. ValueError where shapes differ."
-    if predicted.shape != truth.shape: raise ValueError(f"The prediction is {tuple(predicted.shape)}, the truth {tuple(truth.shape)}: give two of one shape.")
+    if predicted.shape != truth.shape:
+        raise ValueError(f"The prediction is {tuple(predicted.shape)}, the truth {tuple(truth.shape)}: give two of one shape.")
     predicted, truth = predicted.bool().flatten(1), truth.bool().flatten(1)
     return torch.stack([(predicted & truth).sum(1), (predicted & ~truth).sum(1), (~predicted & truth).sum(1)], 1)
 

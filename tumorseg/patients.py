@@ -105,7 +105,7 @@ def authors_folds(slices: Slices, # whose splits are fold1, fold2, ..., as figsh
                          "Take folds by patients (--split patients).")
     return Folds("authors", len(found), 0, {name: int(number[1]) for name, number in zip(slices.table["name"], numbers)})
 
-# %% ../nbs/00_patients.ipynb #cbb3b06b
+# %% ../nbs/00_patients.ipynb #3848765e
 def use_folds(slices: Slices, # those that the folds were made for, at any size
               folds: Folds, # from `patient_folds`, `authors_folds` or a file
               fold: int = 1, # which one is the test; the next one is the validation, the others are train
@@ -114,8 +114,8 @@ def use_folds(slices: Slices, # those that the folds were made for, at any size
     if not 1 <= fold <= folds.count: raise UsageError(f"fold is {fold}: give a number from 1 to {folds.count}, the number of folds.")
     if names_fingerprint(folds.fold) != names_fingerprint(slices.table["name"]):
         common = len(set(folds.fold) & set(slices.table["name"]))
-        raise InputError(f"The folds were made for another data set: {common} of its {len(folds.fold)} slices are among these {len(slices)}. "
-                         "Open the data that they were made for, or make new ones.")
+        raise InputError(f"The folds were made for another data set: {common} of its {len(folds.fold)} slices are among these "
+                         f"{len(slices)}. Open the data that they were made for, or make new ones.")
     number = slices.table["name"].map(folds.fold)
     split = np.select([number == fold, number == fold % folds.count + 1], ["test", "valid"], "train")
     return Slices(slices.images, slices.masks, slices.table.assign(split=split.astype(object)))
@@ -141,7 +141,7 @@ def load_folds(path: str | Path, # written by `save_folds`
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: is not a file of folds ({error}). Make the folds anew.") from None
 
-# %% ../nbs/00_patients.ipynb #758654ef
+# %% ../nbs/00_patients.ipynb #ce95598a
 def number_of(name: str, # of a slice, with or without folders
               ) -> int: # -1 where there is none
     "The number that a file name begins with."
@@ -151,7 +151,7 @@ def number_of(name: str, # of a slice, with or without folders
 def with_patients(slices: Slices, # some of them of unknown patient
                   patients: str | Path | pd.DataFrame, # a CSV file or a table: `name` or `number`; `patient`, patient_group or patient_id
                   ) -> Slices: # the same arrays, with another column `patient`
-    "The patients of a table, written in where it knows the slice. InputError where it lacks a column, contradicts itself, or knows no slice."
+    "The patients of a table, written in where it knows the slice. InputError where it lacks a column, contradicts itself, or knows none."
     given = isinstance(patients, pd.DataFrame)
     where = "the table of patients" if given else patients
     try: known = patients if given else pd.read_csv(patients, dtype=str, keep_default_na=False, encoding="utf-8-sig")

@@ -16,7 +16,7 @@ from .data import InputError, UsageError, fit_image, read_image, unfit
 from .overlay import overlay, to_png
 from .progress import progress_bar
 
-# %% ../nbs/09_predict.ipynb #1125c611
+# %% ../nbs/09_predict.ipynb #8043a3a3
 class Segmenter:
     "A trained model, ready for pictures of any size. Give it the folder of a run, or a model file."
     def __init__(self,
@@ -44,7 +44,8 @@ class Segmenter:
         "The probability of tumour in each pixel of a picture of any size. InputError where a file cannot be read."
         image = picture if isinstance(picture, np.ndarray) else read_image(picture, self.channels)
         image = image[None] if image.ndim == 2 else image
-        if len(image) != self.channels: raise InputError(f"The picture has {len(image)} channels, the model was trained on {self.channels}.")
+        if len(image) != self.channels:
+            raise InputError(f"The picture has {len(image)} channels, the model was trained on {self.channels}.")
         return unfit(self.slices(fit_image(image, self.info.size)[None])[0], *image.shape[1:])
 
     def mask(self,
@@ -53,7 +54,7 @@ class Segmenter:
         "The mask: 1 where the probability is above the model's threshold."
         return (self(picture) > self.info.threshold).astype(np.uint8)
 
-# %% ../nbs/09_predict.ipynb #3a758508
+# %% ../nbs/09_predict.ipynb #f6007e79
 def predict_files(segmenter: Segmenter, # the model
                   files: list[str | Path], # pictures: JPG, PNG or TIFF of any size
                   out: str | Path, # folder for the results, made where it is missing
@@ -62,7 +63,9 @@ def predict_files(segmenter: Segmenter, # the model
     files, out = [Path(file) for file in files], Path(out)
     stems = [file.stem for file in files]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-    if twice: raise UsageError(f"Several files are called {', '.join(twice[:5])}: their masks would overwrite each other. Rename them or predict one folder at a time.")
+    if twice:
+        raise UsageError(f"Several files are called {', '.join(twice[:5])}: their masks would overwrite each other. "
+                         "Rename them or predict one folder at a time.")
     done, problems = [], []
     for file in progress_bar(files, desc="predicting", unit="file"):
         try:
@@ -72,5 +75,6 @@ def predict_files(segmenter: Segmenter, # the model
         mask = probability > segmenter.info.threshold
         write_whole(out / f"{file.stem}_mask.png", to_png(mask.astype(np.uint8) * np.uint8(255)))
         write_whole(out / f"{file.stem}_overlay.png", to_png(overlay(image, mask)))
-        done.append(dict(file=str(file), mask=str(out / f"{file.stem}_mask.png"), tumour_share=float(mask.mean()), highest=float(probability.max())))
+        done.append(dict(file=str(file), mask=str(out / f"{file.stem}_mask.png"), tumour_share=float(mask.mean()),
+                         highest=float(probability.max())))
     return done, problems

@@ -112,7 +112,7 @@ def _loop(slices: Slices, run: Path, config: Config, network: nn.Module) -> None
         _report(progress, history, config.epochs)
     progress.close()
 
-# %% ../nbs/08_train.ipynb #4ccb5d5f
+# %% ../nbs/08_train.ipynb #e05d39e9
 def plot_history(history: pd.DataFrame, # of a run's history.csv
                  ) -> Figure:
     "Losses on the left, validation Dice on the right, over epochs."
@@ -121,16 +121,20 @@ def plot_history(history: pd.DataFrame, # of a run's history.csv
     left.plot(history["epoch"], history["valid_loss"], color="#0072B2", label="validation")
     right.plot(history["epoch"], history["valid_dice"], color="#0072B2", marker="." if len(history) < 40 else "")
     best = history["valid_dice"].idxmax()
-    right.plot(history["epoch"][best], history["valid_dice"][best], "o", mfc="none", color="black", label=f"best: {history['valid_dice'][best]:.3f}")
-    left.set(xlabel="epoch", ylabel="loss", title="Loss"); right.set(xlabel="epoch", ylabel="Dice", ylim=(0, 1), title="Validation Dice, mean per slice")
-    for ax in (left, right): ax.legend(frameon=False); ax.xaxis.get_major_locator().set_params(integer=True)
+    right.plot(history["epoch"][best], history["valid_dice"][best], "o", mfc="none", color="black",
+               label=f"best: {history['valid_dice'][best]:.3f}")
+    left.set(xlabel="epoch", ylabel="loss", title="Loss")
+    right.set(xlabel="epoch", ylabel="Dice", ylim=(0, 1), title="Validation Dice, mean per slice")
+    for ax in (left, right):
+        ax.legend(frameon=False)
+        ax.xaxis.get_major_locator().set_params(integer=True)
     return fig
 
 def _report(progress: tqdm, history: list[dict], epochs: int) -> None:
     "Show the last epoch: a curve that is redrawn in a notebook, a line elsewhere."
     row = history[-1]
-    line = (f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.3f}  valid loss {row['valid_loss']:.3f}  valid Dice {row['valid_dice']:.3f}  "
-            f"{row['slices_per_second']:.0f} slices/s")
+    line = (f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.3f}  valid loss {row['valid_loss']:.3f}  "
+            f"valid Dice {row['valid_dice']:.3f}  {row['slices_per_second']:.0f} slices/s")
     if not in_notebook(): return tqdm.write(line, file=sys.stderr)
     from IPython.display import display
     progress.set_postfix_str(line, refresh=False)
@@ -139,14 +143,16 @@ def _report(progress: tqdm, history: list[dict], epochs: int) -> None:
     else: progress.curve.update(fig)
     plt.close(fig)
 
-# %% ../nbs/08_train.ipynb #fe6a8775
+# %% ../nbs/08_train.ipynb #85743307
 def _describe(slices: Slices, config: Config, network: nn.Module) -> dict:
     device = best_device()
     return {"config": asdict(config), "size": slices.images.shape[-1],
             "architecture": {"name": type(network).__name__, **getattr(network, "settings", {})},
-            "data": {"fingerprint": slices.fingerprint(), "slices": slices.table.groupby("split", sort=False).size().to_dict(), "patients": describe_split(slices)},
+            "data": {"fingerprint": slices.fingerprint(), "slices": slices.table.groupby("split", sort=False).size().to_dict(),
+                     "patients": describe_split(slices)},
             "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type, "precision": best_precision(device),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in ("tumorseg", "torch", "torchvision", "numpy")}}}
+            "versions": {"python": platform.python_version(),
+                         **{name: version(name) for name in ("tumorseg", "torch", "torchvision", "numpy")}}}
 
 def _own_unet(slices: Slices, config: Config) -> UNet:
     "The network of the configuration, its first weights from the seed; torch's own random state is left as it was."
@@ -164,7 +170,8 @@ def train(slices: Slices, # with the splits "train" and "valid"
           network: nn.Module | None = None, # maps (B, C, H, W) to logits (B, 1, H, W); None: our U-Net of the configuration
           folds: Folds | None = None, # those that the split was made by, to be kept in the run for other trainings
           ) -> Path: # the run folder
-    "Train, and keep everything in `run`: config.json, table.csv (the slices), history.csv, model.safetensors (best validation Dice), last/."
+    """Train, and keep everything in `run`: config.json, table.csv (the slices), history.csv, model.safetensors (best validation Dice)
+    and last/ (what is needed to go on). InputError where the folder holds a training already or a split is missing."""
     run = Path(run)
     if (run / "config.json").exists():
         raise InputError(f"{run}: holds a training already. Go on with it (resume), or choose another folder.")
@@ -186,7 +193,8 @@ def read_config(run: str | Path, # folder of a run
     try:
         config = Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in facts["config"].items()})
         return {**facts, "config": config, "size": int(facts["size"]), "fingerprint": facts["data"]["fingerprint"]}
-    except (KeyError, TypeError, AttributeError) as error: raise InputError(f"{path}: is not the description of a run ({error!r}). Train again in a new folder.") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: is not the description of a run ({error!r}). Train again in a new folder.") from None
 
 def reopen(slices: Slices, # of any source
            run: str | Path, # folder of a training
@@ -195,9 +203,11 @@ def reopen(slices: Slices, # of any source
     path = Path(run) / "table.csv"
     try: known = pd.read_csv(path, dtype=TABLE, keep_default_na=False).set_index("name")
     except OSError: return slices # a model file without its run
-    except (ValueError, KeyError) as error: raise InputError(f"{path}: is not the table of a run ({error}). Train again in a new folder.") from None
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path}: is not the table of a run ({error}). Train again in a new folder.") from None
     if set(known.index) != set(slices.table["name"]): return slices
-    return Slices(slices.images, slices.masks, slices.table.assign(**{name: known.loc[slices.table["name"], name].to_numpy() for name in ("split", "patient")}))
+    known = known.loc[slices.table["name"]]
+    return Slices(slices.images, slices.masks, slices.table.assign(split=known["split"].to_numpy(), patient=known["patient"].to_numpy()))
 
 def resume(slices: Slices, # the same as before
            run: str | Path, # folder of a training that was stopped
@@ -206,6 +216,7 @@ def resume(slices: Slices, # the same as before
     "Go on with a training after its last finished epoch, as if it had not been stopped. Refuses other data."
     facts = read_config(run)
     if facts["fingerprint"] != slices.fingerprint():
-        raise InputError(f"{run}: was trained on other data or another size ({facts['size']} px, {facts['fingerprint']}). Open the same data at that size.")
+        raise InputError(f"{run}: was trained on other data or another size ({facts['size']} px, {facts['fingerprint']}). "
+                         "Open the same data at that size.")
     _loop(slices, Path(run), facts["config"], network or _own_unet(slices, facts["config"]))
     return Path(run)
