@@ -50,8 +50,10 @@ def nearest(one: np.ndarray, # float32 (N, 4096) from `looks`
         value[rows] = alike.max(1)
     return place, value
 
-# %% ../nbs/00_alike.ipynb #57fcf1ea
-NEAR_DUPLICATE = .99 # correlation of 64 x 64 grey values; neighbouring slices of a patient stay below
+# %% ../nbs/00_alike.ipynb #05442148
+# Correlation of 64 x 64 grey values. Of 60 Kaggle images a copy saved again as a small or poor JPG stays above .999, and one made a
+# third brighter above .997; neighbouring slices of one patient reach .991 in the demo set and .98 in the Kaggle set.
+NEAR_DUPLICATE = .995
 
 def duplicates(slices: Slices, # at any size
                small: np.ndarray, # their `looks`

@@ -72,7 +72,7 @@ def verdict(facts: dict, # from `audit`
         clean=not to_do,
     )
 
-# %% ../nbs/03_verdict.ipynb #49d5de79
+# %% ../nbs/03_verdict.ipynb #67948e31
 def _some(found: list, most: int = 3) -> str:
     "How many, and the first of them by name."
     if not found: return "0"
@@ -93,7 +93,8 @@ def _label_lines(labels: dict) -> dict[str, str]:
         lines["bbox in wrong order"] = _some(labels["bbox_wrong_order"])
         lines["stale bbox"] = _some(labels["bbox_stale"])
         lines["stale area"] = _some(labels["area_stale"])
-    categories = [f"{split} " + ", ".join(f"{n} of {key}" for key, n in counts.items()) for split, counts in labels["categories"].items()]
+    named = lambda counts: ", ".join(f"{n} {'without' if key == '0' else f'of {key}'}" for key, n in counts.items())
+    categories = [f"{split} {named(counts)}" for split, counts in labels["categories"].items()]
     lines["slices of category"] = "; ".join(categories)
     if labels["tumour_share"]:
         shares = ", ".join(f"{100 * share:.2g}" for share in labels["tumour_share"].values())
