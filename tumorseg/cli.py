@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Argument', 'Settings', 'demo', 'fetch', 'audit', 'train', 'evaluate', 'predict', 'main']
 
-# %% ../nbs/13_cli.ipynb #efb137fc
+# %% ../nbs/13_cli.ipynb #01fda0b5
 import os
 import sys
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 import tyro
 
 from .config import Config
-from .data import InputError, UsageError
+from .data import InputError, Slices, UsageError
 
-# %% ../nbs/13_cli.ipynb #78575d88
+# %% ../nbs/13_cli.ipynb #a27f0eba
 Argument = tyro.conf.Positional
 Settings = Annotated[Config, tyro.conf.arg(name="")] # its fields become options without a prefix
 
@@ -29,7 +29,7 @@ def _print_summary(summary: dict) -> None:
     if summary["patients"] == "unknown":
         print("The patients are unknown: some may be in train too, and then this is no score on new patients.")
 
-def _with_contours(slices: "Slices", contours: str) -> "Slices":
+def _with_contours(slices: Slices, contours: str) -> Slices:
     "The slices that have an expert contour in the figshare set, with it and its patients; what was matched is told on stderr."
     from tumorseg.experts import expert_contours, find_partners, partner_summary
     from tumorseg.sources import open_data
@@ -38,7 +38,7 @@ def _with_contours(slices: "Slices", contours: str) -> "Slices":
     print(partner_summary(partners), file=sys.stderr)
     return expert_contours(slices, experts, partners)
 
-def _open(data: str | Path, size: int, patients: Path | None, contours: str) -> "Slices":
+def _open(data: str | Path, size: int, patients: Path | None, contours: str) -> Slices:
     "Slices with the patients and contours that were asked for."
     from tumorseg.patients import with_patients
     from tumorseg.sources import open_data
