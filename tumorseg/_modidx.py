@@ -165,6 +165,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'tumorseg.metrics': { 'tumorseg.metrics._ratio': ('metrics.html#_ratio', 'tumorseg/metrics.py'),
                                   'tumorseg.metrics.bootstrap_interval': ('metrics.html#bootstrap_interval', 'tumorseg/metrics.py'),
                                   'tumorseg.metrics.count_pixels': ('metrics.html#count_pixels', 'tumorseg/metrics.py'),
+                                  'tumorseg.metrics.counts_by_threshold': ('metrics.html#counts_by_threshold', 'tumorseg/metrics.py'),
                                   'tumorseg.metrics.dice': ('metrics.html#dice', 'tumorseg/metrics.py'),
                                   'tumorseg.metrics.iou': ('metrics.html#iou', 'tumorseg/metrics.py'),
                                   'tumorseg.metrics.precision': ('metrics.html#precision', 'tumorseg/metrics.py'),
