@@ -124,32 +124,38 @@ def load_model(path: str | Path, # written by `save_model`
                          "Train again or give the right network.") from None
     return network.eval(), info
 
-# %% ../nbs/07_checkpoint.ipynb #b665f181
+# %% ../nbs/07_checkpoint.ipynb #0f7890e2
 def save_training(path: str | Path, # usually RUN/last/training.safetensors
                   network: nn.Module, # in training
+                  average: nn.Module, # the moving average of its weights
                   optimizer: torch.optim.Optimizer, # its optimiser
                   facts: dict, # numbers and text (JSON) to find again: next epoch, best Dice, ...
                   ) -> None:
     "Write all that a resumed training needs, in one step."
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    tensors = {f"{part}.{name}": value for part, module in (("network", network), ("average", average))
+               for name, value in module.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
     write_whole(path, _pack(tensors, facts))
 
 def load_training(path: str | Path, # written by `save_training`
                   network: nn.Module, # of the same architecture; its weights are replaced
+                  average: nn.Module, # as above
                   optimizer: torch.optim.Optimizer, # of the same kind; its state is replaced
                   ) -> dict: # the facts given to `save_training`
     "Put a training back where it was; InputError where the file is damaged or belongs to another network."
     tensors, facts = _unpack(Path(path))
     state: dict[int, dict] = {}
     try:
-        network.load_state_dict({name[8:]: value for name, value in tensors.items() if name.startswith("network.")})
+        for part, module in (("network", network), ("average", average)):
+            module.load_state_dict({name[8:]: value for name, value in tensors.items() if name.startswith(f"{part}.")})
         for key, value in tensors.items():
             if key.startswith("optimizer."):
                 _, number, name = key.split(".")
                 state.setdefault(int(number), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        for weight, values in optimizer.state.items(): # in the weights' own memory order (channels_last), as a fused optimiser wants them
+            values.update({name: torch.empty_like(weight).copy_(value) for name, value in values.items() if value.shape == weight.shape})
     except (RuntimeError, ValueError, KeyError) as error:
         raise InputError(f"{path}: belongs to another network ({str(error).splitlines()[0]}). Train in a new folder.") from None
     return facts

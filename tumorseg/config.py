@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from .data import UsageError
 
-# %% ../nbs/08_config.ipynb #425f2903
-LIMITS = {"epochs": (1, 10_000), "width": (1, 512), "depth": (1, 7), "batch": (1, 4096), "lr": (1e-7, 1), "weight_decay": (0, 10),
+# %% ../nbs/08_config.ipynb #a7a0c554
+LIMITS = {"epochs": (1, 10_000), "width": (1, 512), "depth": (1, 7), "batch": (1, 4096), "lr": (1e-7, 1), "warm_up": (0, 1),
+          "weight_decay": (0, 10), "dice_weight": (0, 100), "ema": (0, 1), "patience": (1, 10_000), "tumour_share": (0, 1), "parts": (1, 4096),
           "brightness": (0, 1), "brightness_p": (0, 1), "degrees": (0, 180), "rotation_p": (0, 1), "seed": (0, 2**31)}
 
 @dataclass(frozen=True)
@@ -25,7 +26,13 @@ class Config:
     depth: int = 4  # how often the network halves the picture; the paper's 4
     batch: int = 16  # slices in a step
     lr: float = 3e-3  # highest learning rate, of AdamW
+    warm_up: float = 0.05  # share of the steps in which the learning rate rises; then it falls as a cosine
     weight_decay: float = 1e-2  # of AdamW
+    dice_weight: float = 1.0  # of the soft Dice loss, beside 1 for the cross-entropy
+    ema: float = 0.99  # how much the moving average of the weights keeps at each step; 0 is no average
+    patience: int = 20  # epochs without a better validation Dice after which the training ends
+    tumour_share: float = 0.33  # least share of slices with tumour in an epoch, reached by drawing them more than once
+    parts: int = 1  # parts a batch is computed in, one after the other, where memory is small
     brightness: float = 0.2  # largest change of brightness, 0.2 is 80 to 120 %
     brightness_p: float = 0.5  # share of slices made brighter or darker, 0 to 1
     degrees: tuple[float, float] = (15, 75)  # smallest and largest rotation, to either side

@@ -18,9 +18,10 @@ def soft_dice_loss(logits: Tensor, # float (B, 1, H, W)
     overlap, areas = (probability * masks).sum(1), probability.sum(1) + masks.sum(1)
     return (1 - (2 * overlap + 1) / (areas + 1)).mean()
 
-# %% ../nbs/06_losses.ipynb #bd00a565
+# %% ../nbs/06_losses.ipynb #1398bf0a
 def dice_ce_loss(logits: Tensor, # float (B, 1, H, W)
                  masks: Tensor, # 0/1 of any dtype, (B, 1, H, W)
+                 dice_weight: float = 1.0, # of the Dice loss; the cross-entropy has 1
                  ) -> Tensor: # float32 scalar, 0 or more
-    "Soft Dice loss plus binary cross-entropy, with equal weight."
-    return soft_dice_loss(logits, masks) + F.binary_cross_entropy_with_logits(logits.float(), masks.float())
+    "Soft Dice loss, weighted, plus binary cross-entropy."
+    return dice_weight * soft_dice_loss(logits, masks) + F.binary_cross_entropy_with_logits(logits.float(), masks.float())

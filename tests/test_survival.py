@@ -1,0 +1,226 @@
+"""What a training survives: kills at random moments, Ctrl-C, a full disk, several processes, a set larger than memory."""
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tumorseg.checkpoint import best_device, load_model
+from tumorseg.config import Config
+from tumorseg.data import TABLE, InputError, Slices, load_slices
+from tumorseg.demo import write_demo
+from tumorseg.sources import open_data
+from tumorseg.train import resume, train
+
+CONFIG = Config(epochs=6, width=4, depth=2, batch=4)
+QUIET = dict(on_epoch=lambda *_: None)
+CHILD = """
+import sys, time
+from pathlib import Path
+from tumorseg.config import Config
+from tumorseg.sources import open_data
+from tumorseg.train import resume, train
+slices, run = open_data(sys.argv[1], 48), Path(sys.argv[2])
+print("ready", flush=True)
+(resume(slices, run) if (run / "config.json").exists() else train(slices, run, {config!r}))
+"""
+on_cpu = pytest.mark.skipif(best_device().type != "cpu", reason="bit-identical on the CPU")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_demo(tmp_path_factory.mktemp("data") / "demo", patients=8, size=64)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    return train(open_data(data, 48), tmp_path_factory.mktemp("whole") / "run", CONFIG, **QUIET)
+
+
+def same(run, whole):
+    ours, theirs = (load_model(path / "model.safetensors") for path in (run, whole))
+    columns = ["epoch", "train_loss", "valid_loss", "valid_dice", "lr", "skipped"]
+    histories = [pd.read_csv(path / "history.csv")[columns] for path in (run, whole)]
+    return (ours[1] == theirs[1] and histories[0].equals(histories[1])
+            and all(torch.equal(a, b) for a, b in zip(ours[0].state_dict().values(), theirs[0].state_dict().values())))
+
+
+def start(data, run):
+    process = subprocess.Popen([sys.executable, "-c", CHILD.format(config=CONFIG), str(data), str(run)],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def kill_and_resume(data, whole, folder, kills):
+    "Kill a training `kills` times at random moments, each run until it is finished; the number of kills that hit."
+    chance, hits, number = random.Random(0), 0, 0
+    begun = time.monotonic()
+    process = start(data, folder / "timed"); process.wait()
+    lasts = time.monotonic() - begun # of the whole child; the training itself is shorter
+    assert same(folder / "timed", whole)
+    while hits < kills:
+        number += 1
+        run = folder / str(number)
+        for _ in range(2): # twice in the same run: the second kill hits a resumed training
+            process = start(data, run)
+            time.sleep(chance.uniform(0, lasts * .4))
+            if process.poll() is not None: break
+            os.kill(process.pid, signal.SIGKILL); process.wait()
+            hits += 1
+        process = start(data, run)
+        assert process.wait() == 0 and same(run, whole), f"after {hits} kills"
+        assert not [path for path in run.rglob(".*") if path.is_file()], "something half-written stayed"
+    return hits
+
+
+@on_cpu
+def test_killed_trainings_end_in_the_same_bits(data, whole, tmp_path):
+    assert kill_and_resume(data, whole, tmp_path, kills=2) >= 2
+
+
+@on_cpu
+@pytest.mark.skipif("TWENTY_KILLS" not in os.environ, reason="takes minutes: TWENTY_KILLS=1 pytest tests/test_survival.py -k twenty")
+def test_twenty_kills_end_in_the_same_bits(data, whole, tmp_path):
+    assert kill_and_resume(data, whole, tmp_path, kills=20) >= 20
+
+
+@on_cpu
+def test_a_kill_while_a_checkpoint_is_written(data, whole, tmp_path, monkeypatch):
+    slices, written = open_data(data, 48), []
+    class Killed(BaseException): pass
+    import tumorseg.data as ground
+    real = os.replace
+    def replace(aside, path): # the file stands beside the one that it was to replace
+        written.append(path)
+        if len(written) == 9: raise Killed
+        real(aside, path)
+    monkeypatch.setattr(ground.os, "replace", replace)
+    with pytest.raises(Killed): train(slices, tmp_path / "run", CONFIG, **QUIET)
+    monkeypatch.undo()
+    resume(slices, tmp_path / "run", **QUIET)
+    assert same(tmp_path / "run", whole)
+
+
+@on_cpu
+def test_ctrl_c_keeps_the_step_and_says_how_to_go_on(data, whole, tmp_path):
+    process = start(data, tmp_path / "run")
+    while not (tmp_path / "run" / "history.csv").exists(): time.sleep(.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode != 0 and "--resume" in said and "everything is kept" in said
+    resume(open_data(data, 48), tmp_path / "run", **QUIET)
+    assert same(tmp_path / "run", whole)
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(data, whole, tmp_path, monkeypatch):
+    import tumorseg.train as training
+    slices, real, run = open_data(data, 48), training.save_training, tmp_path / "run"
+    def full(path, *rest):
+        if len(pd.read_csv(run / "history.csv") if (run / "history.csv").exists() else []) >= 2:
+            raise InputError(f"{path}: cannot be written (No space left on device). Free some space or choose another folder.")
+        real(path, *rest)
+    monkeypatch.setattr(training, "save_training", full)
+    with pytest.raises(InputError, match="No space left"): train(slices, run, CONFIG, **QUIET)
+    monkeypatch.undo()
+    resume(slices, run, **QUIET)
+    assert best_device().type != "cpu" or same(run, whole)
+
+
+def test_another_network_or_data_set_is_refused_and_nothing_is_lost(data, whole):
+    slices, before = open_data(data, 48), (whole / "last" / "training.safetensors").read_bytes()
+    with pytest.raises(InputError, match="another network"): resume(slices, whole, torch.nn.Conv2d(1, 1, 1), **QUIET)
+    with pytest.raises(InputError, match="other data"): resume(open_data(data, 32), whole, **QUIET)
+    assert (whole / "last" / "training.safetensors").read_bytes() == before
+
+
+def test_early_stopping_waits_for_patience(data, tmp_path):
+    config = Config(epochs=50, width=4, depth=1, batch=4, lr=1e-7, patience=2)
+    history = pd.read_csv(train(open_data(data, 48), tmp_path / "run", config, **QUIET) / "history.csv")
+    assert len(history) < 50 and len(history) - 1 - history["valid_dice"].argmax() == 2
+
+
+def test_a_tracker_gets_every_epoch(data, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    run = train(open_data(data, 48), tmp_path / "run", Config(epochs=2, width=4, depth=1, batch=4), tracker="tensorboard", **QUIET)
+    events = EventAccumulator(str(next(run.rglob("events.out*")).parent)); events.Reload()
+    logged = [event.value for event in events.Scalars("valid_dice")]
+    assert np.allclose(logged, pd.read_csv(run / "history.csv")["valid_dice"], atol=1e-5)
+
+
+TWO = """
+import sys
+import tumorseg.train as training
+from tumorseg.config import Config
+from tumorseg.sources import open_data
+training.best_precision = lambda device: "no"
+import tumorseg.checkpoint as checkpoint
+checkpoint.best_precision = training.best_precision
+training.train(open_data(sys.argv[1], 48), sys.argv[2], Config(epochs=2, width=4, depth=2, batch=6, parts=int(sys.argv[3])), on_epoch=lambda *_: None)
+from accelerate import PartialState
+assert PartialState().num_processes == int(sys.argv[4]), "not the number of processes that was asked for"
+"""
+
+
+@on_cpu
+def test_two_processes_train_as_one(data, tmp_path):
+    (tmp_path / "two.py").write_text(TWO)
+    for name, processes, parts in (("one", 1, 1), ("two", 2, 1)):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), # what accelerate launch runs
+                   str(tmp_path / "two.py"), str(data), str(tmp_path / name), str(parts), str(processes)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (pd.read_csv(tmp_path / name / "history.csv") for name in ("one", "two"))
+    weights = [load_model(tmp_path / name / "model.safetensors")[0].state_dict() for name in ("one", "two")]
+    assert np.allclose(one[["train_loss", "valid_loss", "valid_dice"]], two[["train_loss", "valid_loss", "valid_dice"]], atol=2e-3)
+    assert all(torch.allclose(a.float(), b.float(), atol=2e-3) for a, b in zip(weights[0].values(), weights[1].values()))
+
+
+def simulated(folder, count):
+    "A set of `count` slices that takes no disk: sparse files of nothing, with a table."
+    folder.mkdir()
+    for name, shape in (("images", (count, 1, 64, 64)), ("masks", (count, 64, 64))):
+        array = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, shape)
+        array[::1000] = 1
+        del array
+    split = np.where(np.arange(count) % 10 == 9, "valid", "train")
+    pd.DataFrame(dict(name=[f"{i}.png" for i in range(count)], split=split, patient="", category=1, label="contour", height=64, width=64),
+                 columns=list(TABLE)).to_csv(folder / "table.csv", index=False)
+    return load_slices(folder)
+
+
+RESIDENT = """
+import sys, resource
+from pathlib import Path
+from torch import nn
+from tumorseg.config import Config
+from tumorseg.data import load_slices
+from tumorseg.train import train
+slices, steps = load_slices(sys.argv[1]), iter(range(10**9))
+import numpy as np
+def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+seen = []
+def stop():
+    number = next(steps)
+    if number % 50 == 0: seen.append(resident())
+    return number == 1500
+train(slices, sys.argv[2], Config(epochs=1, batch=64), nn.Conv2d(1, 1, 1), on_epoch=lambda *_: None, should_stop=stop)
+print(seen[1], max(seen[1:]))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from Linux's /proc")
+def test_a_set_of_200_000_slices_streams(tmp_path):
+    simulated(tmp_path / "set", 200_000) # 1.6 GB of pixels
+    done = subprocess.run([sys.executable, "-c", RESIDENT, str(tmp_path / "set"), str(tmp_path / "run")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, most = map(float, done.stdout.split())
+    print(f"resident after 50 steps {first:.0f} MiB, at most {most:.0f} MiB in 1500 steps over 96,000 slices")
+    assert most - first < 60
