@@ -16,7 +16,7 @@ import tyro
 from .config import Config
 from .data import InputError, Slices, UsageError
 
-# %% ../nbs/13_cli.ipynb #a27f0eba
+# %% ../nbs/13_cli.ipynb #d12ad1b2
 Argument = tyro.conf.Positional
 Settings = Annotated[Config, tyro.conf.arg(name="")] # its fields become options without a prefix
 
@@ -105,19 +105,21 @@ def train(data: Argument[str], # folder of data, or `kaggle`, `figshare`, `lgg` 
           patients: Path | None = None, # table (CSV) of patients: name or number, and patient
           contours: str = "", # folder with the figshare contours of the same images, or `figshare`: they replace the labels
           resume: bool = False, # go on with a stopped training, with the settings it was started with
+          tracker: str = "", # where each epoch is logged too: tensorboard, wandb, mlflow, trackio
           ) -> None:
     "Train a U-Net. Everything is kept in the run folder: settings, history, best weights."
     from tumorseg import train as training
     from tumorseg.patients import choose_split, describe_split
-    if resume: training.resume(training.reopen(_open(data, training.read_config(out)["size"], patients, contours), out), out)
+    if resume:
+        training.resume(training.reopen(_open(data, training.read_config(out)["size"], patients, contours), out), out, tracker=tracker)
     else:
         slices = _open(data, size, patients, contours)
         if split == "official" and (folds or fold): raise UsageError("--split official has no folds: leave out --folds and --fold.")
         if folds or fold: split = split or "patients"
         slices, made = choose_split(slices, split, folds or 5, fold or 1)
         print(describe_split(slices), file=sys.stderr)
-        training.train(slices, out, settings, folds=made)
-    print(out)
+        training.train(slices, out, settings, folds=made, tracker=tracker)
+    if os.environ.get("RANK", "0") == "0": print(out) # one of several processes says so
 
 def evaluate(run: Argument[Path], # folder of a training
              data: Argument[str], # folder of data, or `kaggle`
@@ -141,7 +143,7 @@ def predict(files: Argument[tuple[Path, ...]], # pictures: JPG, PNG or TIFF of a
     for row in done: print(f"{row['mask']}: tumour in {row['tumour_share']:.2%} of the pixels, highest probability {row['highest']:.2f}")
     if problems: raise InputError(*problems)
 
-# %% ../nbs/13_cli.ipynb #fc1afb6a
+# %% ../nbs/13_cli.ipynb #4dfb2f16
 def main(args: list[str] | None = None, # as typed; None: from the command line
          ) -> None:
     "The command `tumorseg`. Leaves through SystemExit with 1 (failed) or 2 (wrong use), and returns where all went well."
@@ -149,5 +151,6 @@ def main(args: list[str] | None = None, # as typed; None: from the command line
     about = "Segment brain tumours in MRI slices. Research use, not a medical device."
     try: tyro.extras.subcommand_cli_from_dict(commands, prog="tumorseg", args=args, description=about)
     except InputError as error: print(error, file=sys.stderr); sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt: print("Stopped. What was finished is kept; a training goes on with --resume.", file=sys.stderr); sys.exit(1)
+    except KeyboardInterrupt as error:
+        print(error.args[0] if error.args else "Stopped. What was finished is kept.", file=sys.stderr); sys.exit(1)
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # `tumorseg ... | head` is no mistake

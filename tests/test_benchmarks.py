@@ -1,0 +1,28 @@
+"""The benchmarks run and give finite numbers; how large they are is for benchmarks/README.md to say, not for a test."""
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def table(script, *options):
+    done = subprocess.run([sys.executable, BENCHMARKS / script, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [line for line in done.stdout.splitlines() if line.startswith("|")][2:]
+
+
+@pytest.mark.parametrize("script, options, rows", [
+    ("training.py", ["--size", "32", "--rounds", "1", "--patients", "8", "--steps", "2", "--batch", "2"], ("constant batch", "tumorseg.train", "plain loop")),
+    ("use.py", ["--size", "32"], ("first time", "again", "batch of 32")),
+    ("gpu.py", ["--tiny", "--width", "4", "--batch", "1"], ("32 px",))])
+def test_a_benchmark_gives_its_rows(script, options, rows):
+    lines = table(script, *options)
+    for row in rows: assert any(row in line for line in lines), (row, lines)
+    for line in lines:
+        numbers = [float(number) for number in re.findall(r"[\d.]*\d", line.split("|", 2)[2])]
+        assert numbers and np.isfinite(numbers).all(), line
