@@ -59,14 +59,11 @@ def test_a_seed_gives_one_training_and_another_seed_another(data, tmp_path):
 
 @pytest.mark.skipif(best_precision(best_device()) == "no", reason="this hardware has no fast half precision")
 def test_mixed_precision_trains_as_float32_does(data, tmp_path, monkeypatch):
-    from accelerate.state import AcceleratorState
     slices, config = open_data(data, 48), Config(epochs=4, width=8, depth=2, batch=4, lr=1e-2)
     losses = {}
     for name in (best_precision(best_device()), "no"):
-        AcceleratorState._reset_state(True)
         monkeypatch.setattr("tumorseg.train.best_precision", lambda device, name=name: name)
         losses[name] = pd.read_csv(train(slices, tmp_path / name, config) / "history.csv")["train_loss"].to_numpy()
-    AcceleratorState._reset_state(True)
     half, single = losses.values()
     assert np.isfinite(half).all() and np.abs(half - single).max() < .1, (half, single)
     assert not np.array_equal(half, single), "both ran in the same precision"

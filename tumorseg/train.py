@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_history', 'train', 'resume']
 
-# %% ../nbs/08_train.ipynb #7c0bcae9
+# %% ../nbs/08_train.ipynb #3260da56
 import signal
 import sys
 import threading
@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from matplotlib.figure import Figure
 from torch import nn
@@ -136,7 +137,7 @@ def _fit(slices: Slices, run: Path, config: Config, network: nn.Module, accelera
     if asked.is_set():
         raise KeyboardInterrupt(f"{run}: stopped after step {place['step']}, and everything is kept. Go on with resume (--resume).")
 
-# %% ../nbs/08_train.ipynb #548dfb2f
+# %% ../nbs/08_train.ipynb #26572d8d
 def _accelerator(run: Path, config: Config, tracker: str) -> Accelerator:
     if tracker:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
@@ -144,6 +145,7 @@ def _accelerator(run: Path, config: Config, tracker: str) -> Accelerator:
             raise InputError(f"Tracker {tracker!r}: not installed or not known to accelerate. At hand: "
                              f"{', '.join(sorted(map(str, get_available_trackers()))) or 'none'}; pip install tensorboard brings one.")
     device = best_device() # said to accelerate, which would not look for other processes on a CPU otherwise
+    AcceleratorState._reset_state() # it is one for the whole session, and refuses a second precision; the processes it knows of stay
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=best_precision(device), log_with=tracker or None, project_dir=run)
     if accelerator.device.type == "cuda": torch.backends.cudnn.benchmark = True # slices of one size: the fastest kernels are worth a search
     if tracker:
