@@ -1,4 +1,9 @@
+import sys
+
 import pytest
+
+# It installs a second torch: only by name, `python -m pytest tests/test_colab.py`
+collect_ignore = [] if any("test_colab" in word for word in sys.argv) else ["test_colab.py"]
 
 
 @pytest.fixture(autouse=True, scope="session")

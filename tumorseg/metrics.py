@@ -51,13 +51,14 @@ def recall(counts: Tensor, # (..., 3) from `count_pixels`
     tp, fp, fn = counts.unbind(-1)
     return _ratio(tp, tp + fn)
 
-# %% ../nbs/07_metrics.ipynb #22456b35
+# %% ../nbs/07_metrics.ipynb #e1698c66
 def counts_by_threshold(maps: Tensor, # float (N, ...), probability maps, 0..1
                         truth: Tensor, # bool or 0/1, of the same shape
                         thresholds: Tensor, # float (T,), ascending
                         ) -> Tensor: # int64 (N, T, 3): true positive, false positive, false negative
     "`count_pixels(maps > threshold, truth)` for every threshold, in one pass over the pixels. ValueError where shapes differ."
-    if maps.shape != truth.shape: raise ValueError(f"The maps are {tuple(maps.shape)}, the truth {tuple(truth.shape)}: give two of one shape.")
+    if maps.shape != truth.shape:
+        raise ValueError(f"The maps are {tuple(maps.shape)}, the truth {tuple(truth.shape)}: give two of one shape.")
     kinds = 2 * (len(thresholds) + 1)
     found = torch.empty(len(maps), kinds, dtype=torch.int64)
     for row, (values, mask) in enumerate(zip(maps, truth)):
@@ -67,15 +68,19 @@ def counts_by_threshold(maps: Tensor, # float (N, ...), probability maps, 0..1
     fp, tp = above.unbind(-1)
     return torch.stack([tp, fp, found.view(len(maps), -1, 2)[..., 1].sum(1, keepdim=True) - tp], -1)
 
-# %% ../nbs/07_metrics.ipynb #cbbd14e0
+# %% ../nbs/07_metrics.ipynb #7fa30b62
 def count_masks(predicted: np.ndarray, # (N, H, W) of 0 and 1, or bool; it may lie on disk
                 truth: np.ndarray, # of the same shape; it may lie on disk
                 ) -> Tensor: # int64 (N, 3): true positive, false positive, false negative
-    "`count_pixels` of whole data sets, reading 64 slices at a time. ValueError where shapes differ."
-    if predicted.shape != truth.shape: raise ValueError(f"The prediction is {predicted.shape}, the truth {truth.shape}: give two of one shape.")
-    block = lambda masks, start: torch.from_numpy(np.array(masks[start:start + 64])) # a copy: memory maps are read-only
-    blocks = [count_pixels(block(predicted, start), block(truth, start)) for start in range(0, len(truth), 64)]
-    return torch.cat(blocks or [torch.empty(0, 3, dtype=torch.int64)])
+    "`count_pixels` of whole data sets, reading one slice at a time. ValueError where shapes differ."
+    if predicted.shape != truth.shape:
+        raise ValueError(f"The prediction is {predicted.shape}, the truth {truth.shape}: give two of one shape.")
+    counts = np.empty((len(truth), 3), np.int64)
+    for row, pair in enumerate(zip(predicted, truth)):
+        said, mask = (np.asarray(one, bool) for one in pair)
+        both = np.count_nonzero(said & mask)
+        counts[row] = both, np.count_nonzero(said) - both, np.count_nonzero(mask) - both
+    return torch.from_numpy(counts)
 
 # %% ../nbs/07_metrics.ipynb #422bc603
 def interval_groups(patients: np.ndarray, # (N,) text, who each slice is of; "" where unknown
@@ -85,15 +90,15 @@ def interval_groups(patients: np.ndarray, # (N,) text, who each slice is of; "" 
     if (patients != "").all() and len(np.unique(patients)) > 1: return patients, "patients"
     return np.arange(len(patients)), "slices"
 
-# %% ../nbs/07_metrics.ipynb #6e05794a
+# %% ../nbs/07_metrics.ipynb #79c98ba3
 def bootstrap_interval(values: np.ndarray, # float (N,), a score for each slice; slices with NaN are left out
                        groups: np.ndarray, # (N,), who each slice belongs to: the patient, or the slice itself
                        weights: np.ndarray | None = None, # (N,), of each slice in the mean, 0 or more; None: all alike
                        draws: int = 2000, # samples with replacement
                        seed: int = 0, # of the draws
                        ) -> tuple[float, float]: # low and high; NaN where fewer than two groups are left
-    """95 % interval of the (weighted) mean over slices, drawing whole groups with replacement: a cluster bootstrap, with percentiles widened
-    for few groups (Hesterberg 2015, doi 10.1080/00031305.2015.1089789, section 3.2)."""
+    """95 % interval of the (weighted) mean over slices, drawing whole groups with replacement: a cluster bootstrap, with percentiles
+    widened for few groups (Hesterberg 2015, doi 10.1080/00031305.2015.1089789, section 3.2)."""
     values, weights = np.asarray(values, float), np.ones(len(values)) if weights is None else np.asarray(weights, float)
     some = ~np.isnan(values) & (weights > 0)
     _, group = np.unique(np.asarray(groups)[some], return_inverse=True)

@@ -1,0 +1,152 @@
+"""The widgets as the notebook cannot show them: names of all controls, a failing disk, damaged predictions, memory."""
+from pathlib import Path
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tumorseg.browse import browse, compare
+from tumorseg.checkpoint import ModelInfo, save_model
+from tumorseg.data import InputError, Slices, load_slices, save_slices
+from tumorseg.gallery import read_tags
+from tumorseg.predictions import Predictions, keep_maps, kept_maps, predict_split
+
+
+class BrightIsTumour(torch.nn.Module):
+    def __init__(self): super().__init__(); self.border = torch.nn.Parameter(torch.tensor(150.))
+    def forward(self, x): return (x[:, :1] - self.border) / 8
+
+
+def make_slices(count=6, size=32):
+    rng = np.random.default_rng(0)
+    masks = np.zeros((count, size, size), np.uint8)
+    for number in range(count): masks[number, 8:12 + number % 12, 10:20] = 1
+    images = (60 + 120 * masks + rng.integers(0, 40, masks.shape)).astype(np.uint8)[:, None]
+    table = pd.DataFrame(dict(name=[f"test/{number}.png" for number in range(count)], split="test", patient=[f"p{number // 4}" for number in range(count)],
+                              category=[1 + number % 2 for number in range(count)], label="contour", height=size, width=size))
+    return Slices(images, masks, table)
+
+
+@pytest.fixture
+def run(tmp_path):
+    save_model(tmp_path / "run/model.safetensors", BrightIsTumour(), ModelInfo(32, (0.,), (1.,)))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def predictions(run):
+    return predict_split(run, make_slices(), network=BrightIsTumour())
+
+
+def controls(widget):
+    for child in getattr(widget, "children", ()): yield from controls(child)
+    if isinstance(widget, (widgets.Button, widgets.IntSlider, widgets.FloatSlider, widgets.Dropdown, widgets.Text)): yield widget
+
+
+@pytest.mark.parametrize("kind", ["browse", "compare"])
+def test_every_control_has_a_visible_name_of_its_own(predictions, kind):
+    widget = browse(predictions) if kind == "browse" else compare(predictions, predictions)
+    names = [control.description for control in controls(widget)]
+    assert all(names) and len(set(names)) == len(names) >= 8, names
+
+
+def test_a_full_disk_is_said_in_the_widget(predictions, monkeypatch):
+    browser = browse(predictions)
+
+    def full(source, target): raise OSError(28, "No space left on device")
+    monkeypatch.setattr("tumorseg.data.os.replace", full)
+    for action in (lambda: setattr(browser.tag, "value", "wrong label"), browser.save.click):
+        action()
+        assert "No space left" in browser.message.value
+    monkeypatch.undo()
+    browser.correct.click()
+    assert "tag a slice" in browser.message.value and not (predictions.folder / "corrected-1").exists()
+
+
+def test_what_is_written_is_shown_as_text_not_as_html(run):
+    slices = make_slices()
+    slices.table["name"] = [f"test/<img src=x>{number}.png" for number in range(len(slices))]
+    browser = browse(predict_split(run, slices, network=BrightIsTumour()))
+    assert "<img" not in browser.caption.value and "&lt;img" in browser.caption.value
+
+
+def test_two_open_widgets_keep_each_others_tags(predictions):
+    first, second = browse(predictions), browse(predictions)
+    first.tag.value = "wrong label"
+    second.next.click()
+    second.tag.value = "interesting"
+    first.note.value = "late"
+    assert len(read_tags(predictions.folder / "tags.csv")) == 2
+
+
+def test_damaged_or_stopped_predictions_are_made_again(run, predictions):
+    file = run / "predictions/test/percent.npy"
+    whole = file.read_bytes()
+    for damage in (lambda: file.write_bytes(whole[:-1000]), lambda: (file.parent / "counts.npy").write_bytes(b"not an array"), file.unlink):
+        damage()
+        again = predict_split(run, make_slices(), network=BrightIsTumour())
+        assert file.read_bytes() == whole and (again.counts == predictions.counts).all()
+
+    def stopped():
+        yield np.zeros((2, 32, 32), np.float32)
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): keep_maps(run / "predictions/valid", make_slices(), stopped())
+    assert [path.name for path in (run / "predictions").iterdir()] == ["test"]
+
+
+def test_slices_on_disk_are_read_whole_only_where_their_files_have_changed(run, tmp_path, monkeypatch):
+    slices = make_slices(40) # more than are looked at to know them again
+    samples = list(zip(slices.images, slices.masks, slices.table.to_dict("records")))
+    save_slices(tmp_path / "slices", iter(samples), 40, 1, 32)
+    opened = lambda: predict_split(run, load_slices(tmp_path / "slices"), network=BrightIsTumour())
+    before, written = opened(), (run / "predictions/test/percent.npy").stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.delattr(Slices, "fingerprint")
+        assert (opened().percent == before.percent).all()
+    (tmp_path / "slices/images.npy").touch() # the same content with another time
+    opened()
+    assert (run / "predictions/test/percent.npy").stat().st_mtime_ns == written
+    masks = np.load(tmp_path / "slices/masks.npy")
+    masks[5] = 0
+    np.save(tmp_path / "slices/masks.npy", masks)
+    assert (opened().pixels(.5)[5] != before.pixels(.5)[5]).any()
+
+
+def test_another_model_in_the_same_folder_is_asked_anew(run, predictions):
+    save_model(run / "model.safetensors", BrightIsTumour(), ModelInfo(32, (50.,), (1.,)))
+    assert (predict_split(run, make_slices(), network=BrightIsTumour()).percent != predictions.percent).any()
+
+
+def test_dice_never_reads_the_maps(predictions):
+    blind = Predictions(predictions.slices, None, predictions.counts, .5, "blind", predictions.folder, True)
+    assert blind.dice(.3).shape == (6,) and blind.dice_of(2, .3) == blind.dice(.3)[2]
+
+
+def test_a_missing_split_and_a_missing_model_are_input_errors(run, tmp_path):
+    with pytest.raises(InputError, match="valid"): predict_split(run, make_slices(), "valid", BrightIsTumour())
+    with pytest.raises(InputError, match="none: not found"): predict_split(tmp_path / "none", make_slices())
+
+
+def test_models_of_two_sizes_can_be_compared(run, predictions, tmp_path):
+    large = make_slices()
+    large = Slices(large.images.repeat(2, 2).repeat(2, 3), large.masks.repeat(2, 1).repeat(2, 2), large.table)
+    save_model(tmp_path / "large/model.safetensors", BrightIsTumour(), ModelInfo(64, (0.,), (1.,)))
+    widget = compare(predictions, predict_split(tmp_path / "large", large, network=BrightIsTumour()))
+    assert bytes(widget.picture.value[:4]) == b"\x89PNG" and not widget.pixels.any() and not widget.message.value
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process as Linux tells it")
+def test_memory_stays_flat_while_browsing(tmp_path):
+    def anonymous():
+        return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    slices = make_slices(400, 128)
+    keep_maps(tmp_path / "maps", slices, (slices.masks[start:start + 50].astype(np.float32) for start in range(0, 400, 50)))
+    percent, counts = kept_maps(tmp_path / "maps")
+    assert isinstance(percent, np.memmap)
+    browser = browse(Predictions(slices, percent, counts, .5, "flat", tmp_path, True))
+    for number in range(2, 60): browser.slice.value = number
+    before = anonymous()
+    for number in range(60, 401): browser.slice.value = number
+    assert anonymous() - before < 4096, "kB more after 340 slices, whose pictures would be 270 MB"

@@ -1,0 +1,175 @@
+"""Cross-validations that fail, are stopped and go on; a report that meets hostile names and missing files."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from tumorseg.config import Config
+from tumorseg.data import InputError, Slices, UsageError
+from tumorseg.demo import write_demo
+from tumorseg.evaluate import evaluate
+from tumorseg.folds import _environment, choose_folds, cross_validate
+from tumorseg.report import write_report
+from tumorseg.sources import open_data
+from tumorseg.train import train
+
+CONFIG = Config(epochs=2, width=4, depth=2, batch=4)
+HOSTILE = '"><script>alert(1)</script>'
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_demo(tmp_path_factory.mktemp("data") / "demo", patients=8, size=64)
+
+
+@pytest.fixture(scope="module")
+def slices(data):
+    return open_data(data, 32)
+
+
+@pytest.fixture(scope="module")
+def done(slices, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cv") / "one after another"
+    cross_validate(slices, out, CONFIG, choose_folds(slices, count=3))
+    return out
+
+
+def test_side_by_side_gives_what_one_after_another_gives(slices, done, tmp_path):
+    cross_validate(slices, tmp_path / "cv", CONFIG, choose_folds(slices, count=3), at_once=2)
+    columns = ["epoch", "train_loss", "valid_loss", "valid_dice"]
+    for fold in (1, 2, 3):  # another number of threads may add up in another order
+        ours, theirs = (pd.read_csv(out / f"fold_{fold}/history.csv")[columns] for out in (tmp_path / "cv", done))
+        pd.testing.assert_frame_equal(ours, theirs, atol=2e-2)
+    assert {path.name for path in (tmp_path / "cv").iterdir()} == {path.name for path in done.iterdir()}
+
+
+def test_every_slice_is_scored_once_without_its_patient(slices, done):
+    pooled = pd.read_csv(done / "slices.csv")
+    assert sorted(pooled["name"]) == sorted(slices.table["name"])
+    for fold, part in pooled.groupby("fold"):
+        table = pd.read_csv(done / f"fold_{fold}/table.csv")
+        assert not set(part["patient"]) & set(table["patient"][table["split"] != "test"])
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_failing_fold_is_told_and_the_others_go_on(slices, done, tmp_path, at_once):
+    out = tmp_path / "cv"
+    shutil.copytree(done, out)
+    (out / "metrics.json").unlink()
+    for fold in (1, 2): (out / f"fold_{fold}/metrics.json").unlink()
+    (out / "fold_1/last/training.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="Fold 1 failed.*training.safetensors") as error:
+        cross_validate(slices, out, CONFIG, choose_folds(slices, count=3), at_once)
+    assert "2 of 3 folds are finished" in str(error.value)
+    assert (out / "fold_1.log").exists() and not (out / "metrics.json").exists() and (out / "fold_2/metrics.json").exists()
+    shutil.rmtree(out / "fold_1")  # mended by hand: the same call again does the rest
+    third = (out / "fold_3/model.safetensors").stat().st_mtime_ns
+    assert cross_validate(slices, out, CONFIG, choose_folds(slices, count=3))["n_slices"] == len(slices)
+    assert (out / "fold_3/model.safetensors").stat().st_mtime_ns == third
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_a_killed_cross_validation_leaves_no_process_behind(data, tmp_path):
+    code = ("import sys; from tumorseg.config import Config; from tumorseg.folds import choose_folds, cross_validate\n"
+            "from tumorseg.sources import open_data\n"
+            "slices = open_data(sys.argv[1], 32); folds = choose_folds(slices, count=3)\n"
+            "cross_validate(slices, sys.argv[2], Config(epochs=500, width=4, depth=2, batch=4), folds, 2)")
+    process = subprocess.Popen([sys.executable, "-c", code, str(data), str(tmp_path / "cv")], stderr=subprocess.DEVNULL)
+    history = tmp_path / "cv/fold_1/history.csv"
+    while process.poll() is None and not history.exists(): time.sleep(.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(1)
+    before = history.read_text()
+    assert 2 <= before.count("\n") < 500, "it was to be killed in the middle"
+    time.sleep(1)
+    assert history.read_text() == before, "a fold went on without its parent"
+
+
+def test_other_settings_folds_or_data_are_refused(slices, done):
+    with pytest.raises(InputError, match="other data, folds or settings"):
+        cross_validate(slices, done, Config(epochs=3, width=4, depth=2, batch=4), choose_folds(slices, count=3))
+    with pytest.raises(InputError, match="other folds"): cross_validate(slices, done, CONFIG, choose_folds(slices, count=4))
+    with pytest.raises(UsageError, match="at_once"): cross_validate(slices, done, CONFIG, at_once=0)
+
+
+def test_unknown_patients_have_no_folds_unless_the_source_brings_them(slices):
+    nameless = Slices(slices.images, slices.masks, slices.table.assign(patient=""))
+    with pytest.raises(InputError, match="unknown"): choose_folds(nameless)
+    with pytest.raises(UsageError, match="official"): choose_folds(slices, "official")
+    brought = Slices(slices.images, slices.masks, nameless.table.assign(split=[f"fold{i % 3 + 1}" for i in range(len(slices))]))
+    assert choose_folds(brought).made == "authors"
+
+
+def test_each_fold_has_its_own_gpu_and_its_share_of_the_threads(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    places = [_environment(place, 3) for place in range(3)]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["4", "6", "4"] and {place["OMP_NUM_THREADS"] for place in places} == {"2"}
+
+
+class Page(HTMLParser):
+    "Counts tags, checks that each is closed, and keeps every address."
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.addresses = [], [], []
+        self.feed(text); self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "srcset", "action", "data")]
+        assert not [name for name, _ in attributes if name.startswith("on")]
+        if tag not in ("meta", "img", "br"): self.open.append(tag)
+
+    def handle_endtag(self, tag): assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def hostile(slices, tmp_path_factory):
+    "A run on slices whose names, patients and splits come from somebody who means ill."
+    table = slices.table.assign(name=[f"{HOSTILE}{name}" for name in slices.table["name"]], patient=HOSTILE + slices.table["patient"])
+    bad = Slices(slices.images, slices.masks, table)
+    run = train(bad, tmp_path_factory.mktemp("runs") / "<script>alert(2)<", CONFIG)
+    evaluate(run, bad)
+    return run, bad
+
+
+def test_the_report_is_one_whole_page_and_hostile_names_are_text(hostile):
+    run, bad = hostile
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**metrics, HOSTILE: HOSTILE, "by_size": {HOSTILE: {"dice": .5, "low": None}}}))
+    text = write_report(run, bad).read_text(encoding="utf-8")
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    page = Page(text)
+    assert "script" not in page.tags and "&lt;script&gt;" in text and "<script" not in text
+    assert len(page.addresses) >= 5 and all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert len(text) < 3e6 and f"Dice {metrics['dice_mean']:.3f}" in text
+
+
+def test_a_run_without_scores_is_told_what_to_give(hostile, tmp_path):
+    run, bad = tmp_path / "run", hostile[1]
+    shutil.copytree(hostile[0], run)
+    (run / "metrics.json").unlink(); shutil.rmtree(run / "overlays")
+    text = write_report(run, bad).read_text(encoding="utf-8")
+    assert "tumorseg evaluate" in text and "not scored yet" in text and Page(text).tags
+
+
+def test_what_cannot_be_reported_is_said_in_a_sentence(hostile, slices, tmp_path):
+    run, bad = tmp_path / "run", hostile[1]
+    shutil.copytree(hostile[0], run)
+    with pytest.raises(InputError, match="other data"): write_report(run, slices)
+    (run / "overlays/worst.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="worst.png"): write_report(run, bad)
+    (run / "metrics.json").write_text("{")
+    with pytest.raises(InputError, match="metrics.json"): write_report(run, bad)
+    (run / "history.csv").unlink()
+    with pytest.raises(InputError, match="no history"): write_report(run, bad)
+    with pytest.raises(InputError, match="config.json"): write_report(tmp_path / "nowhere", bad)

@@ -1,0 +1,142 @@
+"""Every score equals what somebody else computes on random masks, empty ones among them."""
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import ndimage
+from scipy.optimize import minimize
+from scipy.spatial.distance import directed_hausdorff
+from scipy.special import expit
+from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
+
+from tumorseg.calibration import calibration_error, fit_temperature, logit_counts
+from tumorseg.checkpoint import ModelInfo
+from tumorseg.data import Slices
+from tumorseg.detection import count_tumours
+from tumorseg.evaluate import evaluate, read_scores, score_slices, summarise
+from tumorseg.metrics import bootstrap_interval, count_masks, dice, iou, precision, recall
+from tumorseg.surface import surface_scores
+
+RNG = np.random.default_rng(0)
+
+
+def blobs(count, size, smooth, level):
+    "Random masks: some large, some tiny, some cut by the frame, and a few that are empty or full."
+    fields = ndimage.gaussian_filter(RNG.standard_normal((count, size, size)), (0, smooth, smooth))
+    masks = fields / fields.std() > level
+    masks[0], masks[1] = False, True
+    return masks
+
+
+TRUTH = np.concatenate([blobs(30, 37, 3, 1.2), blobs(30, 37, 1, 2.2), np.zeros((2, 37, 37), bool)])
+SAID = np.concatenate([blobs(30, 37, 3, 1.0), blobs(30, 37, 2, 1.5), np.zeros((1, 37, 37), bool), np.ones((1, 37, 37), bool)])
+
+
+@pytest.mark.parametrize("ours, theirs", [(dice, f1_score), (iou, jaccard_score), (precision, precision_score), (recall, recall_score)])
+def test_overlap_is_scikit_learns(ours, theirs):
+    scores = ours(count_masks(SAID, TRUTH)).numpy()
+    for score, said, truth in zip(scores, SAID, TRUTH): assert score == pytest.approx(theirs(truth.ravel(), said.ravel(), zero_division=1), abs=1e-6)
+
+
+def test_overlap_is_that_of_segmentation_models_pytorch():
+    smp = pytest.importorskip("segmentation_models_pytorch").metrics
+    stats = smp.get_stats(*(torch.from_numpy(masks)[:, None].long() for masks in (SAID, TRUTH)), mode="binary")
+    counts = count_masks(SAID, TRUTH)
+    for ours, theirs in ((dice, smp.f1_score), (iou, smp.iou_score)):
+        assert np.allclose(ours(counts), theirs(*stats, reduction="none", zero_division=1.0)[:, 0], atol=1e-6)
+        assert ours(counts.sum(0)).item() == pytest.approx(theirs(*stats, reduction="micro").item(), abs=1e-6)
+
+
+def test_outlines_are_measured_as_by_hand():
+    hd95, nsd = surface_scores(SAID, TRUTH)
+    for said, truth, distance, share in zip(SAID, TRUTH, hd95, nsd):
+        if said.any() and truth.any():
+            # another way to the same: distance transforms over the whole square instead of trees of points in a cropped one
+            edges = [mask & ~ndimage.binary_erosion(mask) for mask in (said, truth)]
+            there, back = (ndimage.distance_transform_edt(~edges[1 - i])[edges[i]] for i in (0, 1))
+            assert distance == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), abs=1e-3)
+            assert share == pytest.approx(((there <= 2).sum() + (back <= 2).sum()) / (len(there) + len(back)), abs=1e-6)
+            assert distance <= max(directed_hausdorff(*map(np.argwhere, order))[0] for order in (edges, edges[::-1])) + 1e-3
+        elif said.any() or truth.any(): assert np.isnan(distance) and share == 0
+        else: assert distance == 0 and share == 1
+
+
+def islands(mask):
+    "Connected parts, by walking from pixel to pixel over sides and corners."
+    left = set(map(tuple, np.argwhere(mask)))
+    while left:
+        part, edge = set(), {left.pop()}
+        while edge:
+            row, column = edge.pop()
+            part.add((row, column))
+            near = {(row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
+            left -= near; edge |= near
+        yield part
+
+
+def test_tumours_are_counted_as_by_walking():
+    for said, truth, counts in zip(SAID, TRUTH, count_tumours(SAID, TRUTH)):
+        pixels = [set(map(tuple, np.argwhere(mask))) for mask in (said, truth)]
+        tumours = list(islands(truth))
+        assert counts.tolist() == [len(tumours), sum(bool(part & pixels[0]) for part in tumours), sum(not part & pixels[1] for part in islands(said))]
+
+
+def test_calibration_is_that_of_all_pixels_one_by_one():
+    logits = RNG.normal(-2, 3, (20, 30, 30))
+    truth, maps = RNG.random(logits.shape) < expit(logits / 2.5), expit(logits).astype(np.float32)
+    counts = logit_counts(maps, truth)
+    place = np.minimum((maps * 15).astype(int), 14)
+    error = sum(abs(maps[place == i].mean() - truth[place == i].mean()) * (place == i).mean() for i in range(15))
+    assert calibration_error(counts) == pytest.approx(error, abs=1e-3)
+    loss = lambda log_t: np.logaddexp(0, np.where(truth, -logits, logits) / np.exp(log_t[0])).mean()
+    assert fit_temperature(counts) == pytest.approx(np.exp(minimize(loss, [0.]).x[0]), rel=1e-3)
+    assert calibration_error(counts, fit_temperature(counts)) < error / 2
+
+
+def test_the_interval_is_as_wide_as_theory_says():
+    "The mean of a large sample is normal: 1.96 standard errors either way, of patients' sums where these are drawn."
+    patient = np.repeat(np.arange(400), 3)
+    scores = np.repeat(RNG.normal(.7, .1, 400), 3) + RNG.normal(0, .05, 1200)
+    low, high = bootstrap_interval(scores, patient, draws=5000)
+    error = scores.reshape(400, 3).mean(1).std(ddof=1) / 20
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=.05) and (high + low) / 2 == pytest.approx(scores.mean(), abs=error / 5)
+
+
+def test_weights_give_the_interval_of_the_pooled_score():
+    counts = count_masks(SAID, TRUTH).numpy()
+    tp, fp, fn = counts.T
+    low, high = bootstrap_interval(dice(torch.from_numpy(counts)), np.arange(len(counts)), 2 * tp + fp + fn)
+    drawn = counts[np.random.default_rng(1).integers(0, len(counts), (4000, len(counts)))].sum(1)
+    assert np.allclose([low, high], np.percentile(dice(torch.from_numpy(drawn)), (2.5, 97.5)), atol=.02)
+
+
+def test_scores_do_not_depend_on_the_blocks_they_are_made_in():
+    both = [np.tile(masks, (3, 1, 1)) for masks in (SAID, TRUTH)]
+    assert torch.equal(count_masks(*both), count_masks(SAID, TRUTH).repeat(3, 1))
+
+
+def slices_of(masks, split="test", patient=""):
+    table = pd.DataFrame(dict(name=[f"{i}.png" for i in range(len(masks))], split=split, patient=patient, category=1, label="contour", height=37, width=37))
+    return Slices(np.uint8(masks)[:, None] * np.uint8(90), np.uint8(masks), table)
+
+
+@pytest.mark.parametrize("masks, said", [(TRUTH[:1], SAID[:1]), (TRUTH[:1], ~SAID[:1]), (TRUTH[2:3], SAID[:1]), (TRUTH[:12] & False, SAID[:12] & False)],
+                         ids=["nothing", "false alarm", "miss", "no tumour at all"])
+def test_the_smallest_sets_give_a_summary_that_json_can_hold(tmp_path, masks, said):
+    segmenter = SimpleNamespace(slices=lambda images: said.astype(np.float32), info=ModelInfo(37, (0.,), (1.,)))
+    summary = evaluate(tmp_path, slices_of(masks), segmenter=segmenter)
+    assert json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail) == summary
+    assert summary["dice_ci_low"] <= summary["dice_mean"] <= summary["dice_ci_high"]
+    assert len(list((tmp_path / "plots").glob("*.png"))) == 2
+
+
+def test_names_and_patients_that_look_like_numbers_or_nothing_stay_text(tmp_path):
+    slices = slices_of(TRUTH[:3])
+    slices.table["name"], slices.table["patient"] = ["007", "NA", "nan"], ["01", "1", "None"]
+    score_slices(SAID[:3].astype(np.float32), slices, .5).round(6).to_csv(tmp_path / "slices.csv", index=False)
+    scores = read_scores(tmp_path)
+    assert scores["name"].tolist() == ["007", "NA", "nan"] and scores["patient"].tolist() == ["01", "1", "None"]
+    assert summarise(scores)["n_patients"] == 3
