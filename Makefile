@@ -10,7 +10,7 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python tests/check_notebooks.py
 	cd nbs && ../$(BIN)/nbdev-test --n-workers 2 --timing --do-print
-	$(BIN)/python -m pytest -q --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10
 
 # Installed once: a second make finds the stamp and goes on.
 .venv/installed: settings.ini setup.py pyproject.toml

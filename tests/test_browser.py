@@ -171,12 +171,12 @@ def test_browse_follows_the_threshold_and_the_slice_and_keeps_a_tag(lab, page, t
     run_all(page, address, "12_browse")
     threshold, slice_ = named(page, "slider", "Threshold"), named(page, "slider", "Slice")
     dice = lambda: page.locator(".widget-html", has_text="Dice of this slice").first.inner_text()
+    caption = lambda: page.locator(".widget-html", has_text=re.compile(r"\d+ of \d+: ")).first.inner_text()
+    changes(page, lambda: (shown(page), caption()), lambda: drag(page, slice_, .7)) # from the worst slice, where nothing may be found
     before = dice()
     changes(page, lambda: shown(page), lambda: drag(page, threshold, .9))
     until(page, lambda: dice() != before)
     assert re.search(r"Dice of this slice [01]\.\d+, mean of all \d+ slices [01]\.\d+", dice())
-    caption = lambda: page.locator(".widget-html", has_text=re.compile(r"\d+ of \d+: ")).first.inner_text()
-    changes(page, lambda: (shown(page), caption()), lambda: drag(page, slice_, .7))
     named(page, "dropdown", "Tag").locator("select").select_option(label="interesting")
     found = lambda: [row for file in (folder / "home/tmp").glob("*/longer/tags.csv") for row in pd.read_csv(file)["tag"]]
     until(page, lambda: "interesting" in found())

@@ -46,7 +46,7 @@ def read_upload(name: str, # of the file, as the browser gave it
         try: return read_image(path, channels)
         except InputError as error: raise InputError(*(problem.replace(str(path), safe) for problem in error.problems)) from None
 
-# %% ../nbs/13_page.ipynb #58de748d
+# %% ../nbs/13_page.ipynb #61653aad
 def segment_upload(segmenter: Segmenter, # the model
                    name: str, # of the file
                    content: bytes, # of the file
@@ -58,12 +58,12 @@ def segment_upload(segmenter: Segmenter, # the model
     small, small_mask = fit_image(image[:1], 320)[0], fit_mask(mask, 320)
     shown = [np.repeat(small[..., None], 3, -1), overlay(small, small_mask), np.repeat(255 * small_mask[..., None], 3, -1)]
     share, height, width = mask.mean(), *mask.shape
-    found = (f"{share:.1%} of the image is marked as tumour" if mask.any() else "nothing is marked as tumour")
+    found = (f"{share:.2%} of the image is marked as tumour" if mask.any() else "nothing is marked as tumour")
     sentence = (f"{Path(name).name}, {width} x {height} pixels: {found}. "
                 f"The highest probability is {probability.max():.2f}; a pixel is marked above {threshold:.2f}.")
     return sheet(shown, ["the image", "what the model marks", "its mask"]), to_png(mask * np.uint8(255)), sentence
 
-# %% ../nbs/13_page.ipynb #af093fa6
+# %% ../nbs/13_page.ipynb #68b5d56f
 def page(folder: str | Path = "..", # with runs in it
          ) -> widgets.VBox: # to be shown by a notebook or by Voila
     "Choose a model, drop an image, see and download the mask."
@@ -86,7 +86,8 @@ def page(folder: str | Path = "..", # with runs in it
         except InputError as error: line.value = escape(str(error)); return
         line.value, picture.value, picture.layout.display = escape(sentence), to_png(seen), None
         stem = escape(Path(name).stem, quote=True)
-        download.value = (f"<a download='{stem}_mask.png' href='data:image/png;base64,{base64.b64encode(mask).decode()}'>Download the mask</a> "
+        address = f"data:image/png;base64,{base64.b64encode(mask).decode()}"
+        download.value = (f"<a style='text-decoration:underline' download='{stem}_mask.png' href='{address}'>Download the mask</a> "
                           "(PNG of the image's size: 255 is tumour)")
 
     for control in (model, upload): control.observe(show, "value")
