@@ -16,30 +16,41 @@ COLAB = ["torch==2.11.*", "torchvision==0.26.*", "ipywidgets==7.7.1", "notebook=
 NOTEBOOKS = ["08_train", "12_browse", "12_look", "12_watch", "13_page", "14_app"]
 
 
-@pytest.fixture(scope="module")
-def colab(tmp_path_factory):
-    "The Python of an environment with Colab's packages; TUMORSEG_COLAB names a folder to keep it in for another time."
-    folder = Path(os.environ.get("TUMORSEG_COLAB") or tmp_path_factory.mktemp("colab") / "env")
-    python = folder / "bin/python"
-    if not (folder / "whole").exists():
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *COLAB], check=True)
-        (folder / "whole").touch()
-    subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "tumorseg"], check=True)
-    return python
-
-
 def packages(python):
     listed = subprocess.run([python, "-m", "pip", "list", "--format=json"], check=True, capture_output=True, text=True).stdout
     return {entry["name"]: entry["version"] for entry in json.loads(listed)}
 
 
 @pytest.fixture(scope="module")
+def colab(tmp_path_factory):
+    "The Python of an environment with Colab's packages; TUMORSEG_COLAB names a folder to keep it in for another time."
+    folder = Path(os.environ.get("TUMORSEG_COLAB") or tmp_path_factory.mktemp("colab") / "env")
+    python, first = folder / "bin/python", folder / "packages.json"
+    if not first.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *COLAB], check=True)
+        first.write_text(json.dumps(packages(python)))
+    wanted, found = json.loads(first.read_text()), packages(python) # what an earlier time has added goes
+    added, changed = sorted(found.keys() - wanted.keys()), [f"{name}=={wanted[name]}" for name in wanted if found.get(name) != wanted[name]]
+    if added: subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", *added], check=True)
+    if changed: subprocess.run([python, "-m", "pip", "install", "-q", *changed], check=True)
+    return python
+
+
+def asked_for():
+    "What first cells of the notebooks install in Colab beside the library."
+    cells = [cell for name in NOTEBOOKS for cell in json.loads((ROOT / f"nbs/{name}.ipynb").read_text(encoding="utf-8"))["cells"]]
+    lines = [line for cell in cells for line in cell["source"] if "pip install" in line]
+    assert len(lines) >= 4
+    return sorted({word for line in lines for word in line.split("pip install")[1].split() if not word.startswith(("-", "git+"))})
+
+
+@pytest.fixture(scope="module")
 def installed(colab, tmp_path_factory):
-    "Before and after the installation of our wheel."
+    "Before and after the installation of our wheel, and of what the notebooks ask for."
     wheels, before = tmp_path_factory.mktemp("wheel"), packages(colab)
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", wheels, ROOT], check=True)
-    subprocess.run([colab, "-m", "pip", "install", "-q", *wheels.glob("*.whl")], check=True)
+    subprocess.run([colab, "-m", "pip", "install", "-q", *wheels.glob("*.whl"), *asked_for()], check=True)
     return before, packages(colab)
 
 
