@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tumorseg.demo import write_demo
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -19,10 +21,19 @@ def table(script, *options):
 @pytest.mark.parametrize("script, options, rows", [
     ("training.py", ["--size", "32", "--rounds", "1", "--patients", "8", "--steps", "2", "--batch", "2"], ("constant batch", "tumorseg.train", "plain loop")),
     ("use.py", ["--size", "32"], ("first time", "again", "batch of 32")),
-    ("gpu.py", ["--tiny", "--width", "4", "--batch", "1"], ("32 px",))])
+    ("gpu.py", ["--tiny", "--width", "4", "--batch", "1"], ("32 px",)),
+    ("browse.py", ["--many", "64"], ("opening", "at another threshold", "more memory"))])
 def test_a_benchmark_gives_its_rows(script, options, rows):
     lines = table(script, *options)
     for row in rows: assert any(row in line for line in lines), (row, lines)
     for line in lines:
         numbers = [float(number) for number in re.findall(r"[\d.]*\d", line.split("|", 2)[2])]
         assert numbers and np.isfinite(numbers).all(), line
+
+
+def test_the_scoreboard_trains_each_network_scores_every_patient_once_and_goes_on(tmp_path):
+    data = write_demo(tmp_path / "demo", patients=6, size=48)
+    options = [data, "--out", tmp_path / "runs", "--minutes", "0", "--size", "32", "--folds", "3", "--networks", "basicunet"]
+    first = table("scoreboard.py", *options)
+    assert [line.split("|")[1].strip() for line in first] == ["basicunet"] and all("over patients" in line for line in first)
+    assert table("scoreboard.py", *options) == first

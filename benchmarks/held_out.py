@@ -1,0 +1,37 @@
+"""Is what a search found better on patients that neither it nor any training has seen? Scores the runs of `tumorseg tune --repeats` on the test
+split, which the search never opened, and gives the paired difference. Ask once, when all choices are made.
+
+    tumorseg tune kaggle --patients patients.csv --split patients --out search --timeout 3600 --repeats 3
+    python benchmarks/held_out.py search/repeats kaggle --patients patients.csv --split patients [--csv FILE]
+"""
+from pathlib import Path
+
+import tyro
+from machine import machine
+
+from tumorseg.data import Slices, write_whole
+from tumorseg.patients import choose_split, with_patients
+from tumorseg.seeds import paired_difference, score_repeats
+from tumorseg.sources import open_data
+
+
+def main(repeats: tyro.conf.Positional[Path], # folder with best-1, start-1, ...
+         data: tyro.conf.Positional[str], # the data of the search
+         patients: Path | None = None, # as in the search
+         split: str = "", # as in the search
+         csv: Path | None = None, # where the score of each slice goes
+         ) -> None:
+    "Print the difference."
+    def open_at(size: int) -> Slices:
+        slices = open_data(data, size)
+        return choose_split(with_patients(slices, patients) if patients else slices, split)[0]
+    scores = score_repeats(open_at, repeats, "test")
+    facts = paired_difference(scores)
+    if csv: write_whole(csv, scores.round(6).to_csv(index=False).encode())
+    print(machine())
+    print(f"test: {facts['best']:.3f} against {facts['start']:.3f}, difference {facts['difference']:+.3f} ({facts['ci_low']:+.3f} to "
+          f"{facts['ci_high']:+.3f} over {facts['interval_over']}), {facts['n_slices']} slices of {facts['n_patients']} patients, seeds "
+          + ", ".join(f"{seed}: {value:+.3f}" for seed, value in facts["by_seed"].items()))
+
+
+if __name__ == "__main__": tyro.cli(main)
