@@ -7,10 +7,12 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/tumorseg demo --out demo
 
+# Two at a time, each with one thread
+test: export OMP_NUM_THREADS = 1
 test: .venv/installed
 	$(BIN)/python tests/check_notebooks.py
 	cd nbs && ../$(BIN)/nbdev-test --n-workers 2 --timing --do-print
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10
 
 # Installed once: a second make finds the stamp and goes on.
 .venv/installed: settings.ini setup.py pyproject.toml
