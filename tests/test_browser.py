@@ -111,6 +111,8 @@ def run_all(page, address, name):
     page.goto(f"{address}/lab/tree/{name}.ipynb?reset")
     page.wait_for_selector(".jp-Notebook .jp-Cell")
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
+    # Run all that comes before the kernel is there makes JupyterLab ask which one: the one it proposes
+    page.add_locator_handler(page.locator(".jp-Dialog"), lambda: page.locator(".jp-Dialog button.jp-mod-accept").first.click())
     prompts = page.locator(".jp-InputArea-prompt")
     for _ in range(20): # a click that comes too early is lost
         page.click(".lm-MenuBar-item:has-text('Run')")
