@@ -246,7 +246,7 @@ def predict(files: Argument[tuple[Path, ...]], # pictures: JPG, PNG or TIFF of a
     for row in done: print(f"{row['mask']}: tumour in {row['tumour_share']:.2%} of the pixels, highest probability {row['highest']:.2f}")
     if problems: raise InputError(*problems)
 
-# %% ../nbs/13_cli.ipynb #43ce5fa0
+# %% ../nbs/13_cli.ipynb #3b9f3402
 def _from_file(args: list[str]) -> dict:
     "The settings and the size that --config names: they are the defaults of all options then, so that an option that is given goes before."
     for word, following in zip(args, [*args[1:], ""]):
@@ -263,10 +263,9 @@ def main(args: list[str] | None = None, # as typed; None: from the command line
     args = sys.argv[1:] if args is None else args
     try:
         chosen = _from_file(args)
-        trainings = {function.__name__.replace("_", "-"): partial(function, **chosen) for function in (train, cross_validate, tune)}
-        others = {function.__name__: function for function in (demo, fetch, audit, evaluate, compare, report, doctor, predict)}
-        order = ("demo", "fetch", "audit", "train", "evaluate", "predict", "compare", "cross-validate", "tune", "report", "doctor")
-        commands = {name: (trainings | others)[name] for name in order}
+        commands = {"demo": demo, "fetch": fetch, "audit": audit, "train": partial(train, **chosen), "evaluate": evaluate, "predict": predict,
+                    "compare": compare, "cross-validate": partial(cross_validate, **chosen), "tune": partial(tune, **chosen),
+                    "report": report, "doctor": doctor}
         tyro.extras.subcommand_cli_from_dict(commands, prog="tumorseg", args=args, description=about)
     except InputError as error: print(error, file=sys.stderr); sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt as error:
