@@ -57,7 +57,7 @@ def main(count: int = 2146, # slices that are scored
             spent.append((time.perf_counter() - start, time.process_time() - worked))
             return maps
         parts = {}
-        for name in ("score_slices", "count_masks", "count_tumours", "surface_scores", "logit_counts", "baselines",
+        for name in ("score_slices", "count_masks", "count_tumours", "surface_scores", "logit_counts", "baseline_scores",
                      "summarise", "score_tables"):
             def timed(*given, call=getattr(module, name), name=name):
                 start = time.perf_counter()

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import torch
 
+from tumorseg.checkpoint import best_device, best_precision
+
 
 def machine() -> str:
-    "Processor, cores, GPU and torch."
+    "Processor, cores, threads, GPU, precision and torch."
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {gpu}, torch {torch.__version__}"
+    precision = best_precision(best_device()).replace("no", "float32")
+    return (f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}, {precision}, "
+            f"torch {torch.__version__}")

@@ -1,8 +1,8 @@
 """What other networks reach in the same loop and the same minutes: segmentation_models_pytorch's Unet with a ResNet34 (no weights downloaded),
 MONAI's BasicUNet, and ours. Each network gets as many epochs as fit into the minutes on this machine.
 
-    python benchmarks/scoreboard.py kaggle --out runs/k --minutes 13 --split official
-    python benchmarks/scoreboard.py figshare --out runs/e --minutes 8 --folds 5      every slice once, without its patient in training
+    python benchmarks/scoreboard.py kaggle --out runs/k --minutes 20 --split official --patients patients.csv
+    python benchmarks/scoreboard.py figshare --out runs/e --minutes 10 --folds 5      every slice once, without its patient in training
 
 Needs `pip install segmentation-models-pytorch monai` for the others. What is finished is kept: the same command goes on.
 """
@@ -12,13 +12,14 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import tyro
 from machine import machine
 
 from tumorseg.config import Config
-from tumorseg.data import Slices
+from tumorseg.data import Slices, write_whole
 from tumorseg.evaluate import evaluate
 from tumorseg.folds import choose_folds, pool_folds
 from tumorseg.patients import choose_split, save_folds, use_folds, with_patients
@@ -45,14 +46,16 @@ def build(name, slices, config):
     return NETWORKS[name](slices, config)
 
 
-def speed(name: str, slices: Slices, config: Config) -> float:
-    "Slices a second of the second epoch of a short training."
-    few = slices[slices.rows_of("train")[:12 * config.batch]], slices[slices.rows_of("valid")[:config.batch]]
-    part = Slices(*(torch.cat([torch.from_numpy(getattr(one, kind)[:]) for one in few]).numpy() for kind in ("images", "masks")),
+def epoch_seconds(name: str, slices: Slices, config: Config) -> float:
+    "How long an epoch takes, validation included: the second epoch of a training on a part of the slices, the same part of both splits."
+    count = {split: len(slices.rows_of(split)) for split in ("train", "valid")}
+    share = min(1, 8 * config.batch / count["train"])
+    few = [slices[slices.rows_of(split)[:max(1, round(share * count[split]))]] for split in count]
+    part = Slices(*(np.concatenate([getattr(one, kind) for one in few]) for kind in ("images", "masks")),
                   pd.concat([one.table for one in few], ignore_index=True))
     with tempfile.TemporaryDirectory() as folder:
         run = train(part, Path(folder) / "run", replace(config, epochs=2), build(name, slices, config), on_epoch=lambda *_: None)
-        return float(pd.read_csv(run / "history.csv")["slices_per_second"].iloc[-1])
+        return float(pd.read_csv(run / "history.csv")["seconds"].iloc[-1]) / share
 
 
 def run_one(name: str, slices: Slices, run: Path, config: Config) -> dict:
@@ -66,6 +69,14 @@ def run_one(name: str, slices: Slices, run: Path, config: Config) -> dict:
     return json.loads((run / "metrics.json").read_text())
 
 
+def row(network: str, dice: float, low: float, high: float, over: str, slices: int, **more: float) -> dict:
+    "A row of the table: what a network, or copying, reaches; printed as it is made."
+    value = lambda name, form: format(more[name], form) if name in more else ""
+    print(f"| {network} | {value('parameters', '.1f')} | {value('epochs', 'd')} | {value('minutes', '.1f')} | {dice:.3f} ({low:.3f}-{high:.3f}, over {over}) "
+          f"| {value('pooled', '.3f')} | {value('nsd', '.3f')} | {slices} |", flush=True)
+    return dict(network=network, dice=dice, low=low, high=high, over=over, slices=slices, **more)
+
+
 def main(data: tyro.conf.Positional[str], # folder of data, or its name
          out: Path, # folder for the runs
          minutes: float = 13, # for each training
@@ -74,30 +85,32 @@ def main(data: tyro.conf.Positional[str], # folder of data, or its name
          folds: int = 0, # number of folds by patients, or 0 for one split
          patients: Path | None = None, # table of patients
          networks: tuple[str, ...] = tuple(NETWORKS), # of ours, resnet34, basicunet
+         csv: Path | None = None, # where the table goes, too
          ) -> None:
     "Print the table."
     slices = open_data(data, size)
     if patients: slices = with_patients(slices, patients)
     print(f"{data}, {size} px, {minutes:g} minutes a training. {machine()}\n")
-    print("| network | parameters | epochs | minutes a training | test Dice (95 %) | pooled |\n|---|---|---|---|---|---|")
+    print("| network | million parameters | epochs | minutes a training | test Dice (95 %) | pooled | surface Dice | slices |\n" + 8 * "|---" + "|")
+    made = choose_folds(slices, "patients", folds) if folds else None
+    parts = {f"fold_{fold}": use_folds(slices, made, fold) for fold in range(1, folds + 1)} if folds else {"run": choose_split(slices, split)[0]}
+    first, rows = next(iter(parts.values())), []
     for name in networks:
         place = out / name
-        made = choose_folds(slices, "patients", folds) if folds else None
-        parts = {f"fold_{fold}": use_folds(slices, made, fold) for fold in range(1, folds + 1)} if folds else {"run": choose_split(slices, split)[0]}
-        first = next(iter(parts.values()))
         known = place / "epochs.json"
         if not known.exists():
             place.mkdir(parents=True, exist_ok=True)
-            rate = speed(name, first, Config())
-            known.write_text(json.dumps(max(1, math.floor(minutes * 60 * rate / len(first.rows_of("train"))))))
+            known.write_text(json.dumps(max(1, math.floor(minutes * 60 / epoch_seconds(name, first, Config())))))
         config = Config(epochs=json.loads(known.read_text()))
         if folds: save_folds(place / "folds.json", made)
         found = [run_one(name, part, place / run, config) for run, part in parts.items()]
         summary = pool_folds(place) if folds else found[0]
-        took = sum(pd.read_csv(place / run / "history.csv")["seconds"].sum() for run in parts) / 60 / len(parts)
-        count = sum(value.numel() for value in build(name, first, config).parameters()) / 1e6
-        print(f"| {name} | {count:.1f} M | {config.epochs} | {took:.1f} | {summary['dice_mean']:.3f} ({summary['dice_ci_low']:.3f}-"
-              f"{summary['dice_ci_high']:.3f}, over {summary['interval_over']}) | {summary['dice_pooled']:.3f} |", flush=True)
+        rows.append(row(name, *(summary[f"dice_{key}"] for key in ("mean", "ci_low", "ci_high")), summary["interval_over"], summary["n_slices"],
+                        parameters=sum(value.numel() for value in build(name, first, config).parameters()) / 1e6, epochs=config.epochs,
+                        minutes=sum(pd.read_csv(place / run / "history.csv")["seconds"].sum() for run in parts) / 60 / len(parts),
+                        pooled=summary["dice_pooled"], nsd=summary["nsd_mean"]))
+    rows += [row(free.pop("baseline"), **free) for free in summary["baselines"][1:]] # without the empty mask
+    if csv: write_whole(csv, pd.DataFrame(rows).round(4).to_csv(index=False).encode())
 
 
 if __name__ == "__main__": tyro.cli(main)

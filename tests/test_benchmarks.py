@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tumorseg.demo import write_demo
@@ -33,7 +34,10 @@ def test_a_benchmark_gives_its_rows(script, options, rows):
 
 def test_the_scoreboard_trains_each_network_scores_every_patient_once_and_goes_on(tmp_path):
     data = write_demo(tmp_path / "demo", patients=6, size=48)
-    options = [data, "--out", tmp_path / "runs", "--minutes", "0", "--size", "32", "--folds", "3", "--networks", "basicunet"]
+    options = [data, "--out", tmp_path / "runs", "--minutes", "0", "--size", "32", "--folds", "3", "--networks", "basicunet", "--csv", tmp_path / "board.csv"]
     first = table("scoreboard.py", *options)
-    assert [line.split("|")[1].strip() for line in first] == ["basicunet"] and all("over patients" in line for line in first)
+    names = ["basicunet", "one mask for all", "most alike slice copied", "the same, not of the patient"]
+    assert [line.split("|")[1].strip() for line in first] == names and all("over patients" in line for line in first)
+    kept = pd.read_csv(tmp_path / "board.csv")
+    assert kept["network"].tolist() == names and kept["slices"].nunique() == 1 and kept["epochs"].tolist()[0] == 1
     assert table("scoreboard.py", *options) == first

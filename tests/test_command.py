@@ -137,3 +137,30 @@ def test_a_split_that_leaks_is_refused_unless_asked_for_by_name(data, tmp_path):
     assert "Patients leak" in tumorseg("evaluate", tmp_path / "run", leaky).stdout
     assert json.loads((tmp_path / "run/metrics.json").read_text())["patients"] == "leak"
     assert_one_sentence(tumorseg("train", leaky, "--out", tmp_path / "x", "--split", "official", "--fold", 2, *SMALL), "--fold", code=2)
+
+
+def test_patients_that_are_found_after_a_training_still_count(data, tmp_path):
+    nameless = tmp_path / "nameless"
+    shutil.copytree(data, nameless)
+    rows = []
+    for path in nameless.glob("*/_annotations.coco.json"):
+        notes = json.loads(path.read_text())
+        for image in notes["images"]: rows.append((f"{path.parent.name}/{image['file_name']}", image.pop("patient")))
+        path.write_text(json.dumps(notes))
+    table = pd.DataFrame(rows, columns=["name", "patient"])
+    runs = [tmp_path / "first", tmp_path / "second"]
+    assert tumorseg("train", nameless, "--out", runs[0], *SMALL).returncode == 0
+    shutil.copytree(*runs)
+    table.to_csv(tmp_path / "apart.csv", index=False)
+    test = table["name"].str.startswith("test/")
+    table.loc[test.idxmax(), "patient"] = table["patient"][table["name"].str.startswith("train/").idxmax()]
+    table.to_csv(tmp_path / "leaky.csv", index=False)
+    said = {name: tumorseg("evaluate", runs[0], nameless, *options).stdout
+            for name, options in (("none", ()), ("apart", ("--patients", tmp_path / "apart.csv")), ("leaky", ("--patients", tmp_path / "leaky.csv")))}
+    assert "patients are unknown" in said["none"] and "Patients leak" in said["leaky"]
+    assert "Dice" in said["apart"] and "unknown" not in said["apart"] and "leak" not in said["apart"]
+    assert "patients unknown" in tumorseg("compare", *runs, nameless).stdout
+    assert "patients unknown" not in tumorseg("compare", *runs, nameless, "--patients", tmp_path / "apart.csv").stdout
+    assert_one_sentence(tumorseg("compare", *runs, nameless, "--patients", tmp_path / "leaky.csv"), "has learnt from", "--leaking")
+    resumed = tumorseg("train", nameless, "--out", runs[0], "--resume", "--patients", tmp_path / "apart.csv")
+    assert resumed.returncode == 0, resumed.stderr

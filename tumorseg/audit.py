@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from .alike import duplicates, looks
-from .baselines import baselines
+from .baselines import baseline_scores, baseline_table
 from .coco import annotation_facts, coco_files, is_box
 from .data import Slices
 from .folders import PICTURES
@@ -130,6 +130,6 @@ def audit(slices: Slices, # any source
         facts["labels"] = audit_labels(slices, folder); bar.update()
         facts["images"] = audit_images(slices, small, folder); bar.update()
         facts["leakage"] = find_leakage(slices, small); bar.update()
-        rows = baselines(slices.in_split("train"), slices.in_split(target), contours) if target else pd.DataFrame()
+        rows = baseline_table(baseline_scores(slices.in_split("train"), slices.in_split(target), contours)) if target else pd.DataFrame()
         facts |= dict(scored=target, baselines=rows.round(4).to_dict("records")); bar.update()
     return facts

@@ -9,7 +9,7 @@ __all__ = ['Argument', 'Settings', 'demo', 'fetch', 'audit', 'train', 'cross_val
 # %% ../nbs/13_cli.ipynb #8265cecc
 import os
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -33,7 +33,8 @@ def _print_summary(summary: dict) -> None:
     print(f"Tumours hit: {found['hit']} of {found['tumours']}; false ones a slice: {found['false_per_slice']:.2f}. "
           f"Surface within {summary['nsd_tolerance']:g} px: {summary['nsd_mean']:.3f}"
           + (f"; HD95 {summary['hd95_mean']:.1f} px over {summary['hd95_slices']} slices." if summary["hd95_slices"] else "."))
-    for row in summary.get("baselines", []): print(f"Without learning, {row['baseline']}: {row['dice']:.3f} ({row['low']:.3f}-{row['high']:.3f})")
+    for row in summary.get("baselines", []):
+        print(f"Without learning, {row['baseline']}: {row['dice']:.3f}" + (f" ({row['low']:.3f}-{row['high']:.3f})" if row["low"] is not None else ""))
     if summary["patients"] == "leak": print("Patients leak: some are in train too, so this is no score on new patients.")
     if summary["patients"] == "unknown":
         print("The patients are unknown: some may be in train too, and then this is no score on new patients.")
@@ -56,13 +57,11 @@ def _open(data: str | Path, size: int, patients: Path | None, contours: str) -> 
     return _with_contours(slices, contours) if contours else slices
 
 def _split(slices: Slices, split: str, folds: int | None, fold: int | None) -> "tuple[Slices, Folds | None]":
-    "The slices in the split that was asked for, and its folds; what it is, is told on stderr."
-    from tumorseg.patients import choose_split, describe_split
+    "The slices in the split that was asked for, and its folds."
+    from tumorseg.patients import choose_split
     if split == "official" and (folds or fold): raise UsageError("--split official has no folds: leave out --folds and --fold.")
     if folds or fold: split = split or "patients"
-    slices, made = choose_split(slices, split, folds or 5, fold or 1)
-    print(describe_split(slices), file=sys.stderr)
-    return slices, made
+    return choose_split(slices, split, folds or 5, fold or 1)
 
 def demo(out: Path = Path("demo"), # folder for everything that is made
          ) -> None:
@@ -128,10 +127,12 @@ def train(data: Argument[str], # folder of data, or `kaggle`, `figshare`, `lgg` 
           ) -> None:
     "Train a U-Net. Everything is kept in the run folder: settings, history, best weights."
     from tumorseg import train as training
+    from tumorseg.patients import describe_split
     if resume:
         training.resume(training.reopen(_open(data, training.read_config(out)["size"], patients, contours), out), out, tracker=tracker)
     else:
         slices, made = _split(_open(data, size, patients, contours), split, folds, fold)
+        print(describe_split(slices), file=sys.stderr)
         training.train(slices, out, settings, folds=made, tracker=tracker)
     if os.environ.get("RANK", "0") == "0": print(out) # one of several processes says so
 
@@ -169,11 +170,16 @@ def tune(data: Argument[str], # folder of data, or `kaggle`, `figshare`, `lgg`
          contours: str = "", # folder with the figshare contours of the same images, or `figshare`: they replace the labels
          ) -> None:
     "Search for better settings on the validation slices. best.json is for `tumorseg train --config`. The same command again goes on."
+    from tumorseg.patients import describe_split
     from tumorseg.seeds import paired_difference, repeat
     from tumorseg.space import SPACE, load_config, load_space
     from tumorseg.tune import tune
     known = load_space(space, settings) if space else SPACE
-    open_at = lambda pixels: _split(_open(data, pixels, patients, contours), split, folds, fold)[0]
+    tell = cache(lambda sentence: print(sentence, file=sys.stderr)) # once, and not for each size of the search
+    def open_at(pixels: int) -> Slices:
+        slices, _ = _split(_open(data, pixels, patients, contours), split, folds, fold)
+        tell(describe_split(slices))
+        return slices
     best = tune(open_at, out, trials, timeout, storage, known, settings, size)
     if best["trial"] is None: print("No trial of the second stage is finished. The same command again goes on."); return
     print(f"Best: trial {best['trial']}, validation Dice {best['valid_dice']:.3f}; the start had {best['start_valid_dice'] or float('nan'):.3f}.")
@@ -188,7 +194,7 @@ def tune(data: Argument[str], # folder of data, or `kaggle`, `figshare`, `lgg`
 def evaluate(run: Argument[Path], # folder of a training
              data: Argument[str], # folder of data, or `kaggle`
              split: str = "test", # which split to score
-             patients: Path | None = None, # table (CSV) of patients, for data that the run was not trained on
+             patients: Path | None = None, # table (CSV) of patients, where the run did not know them; a column `view` gives scores by view
              contours: str = "", # folder with the figshare contours of the same images, or `figshare`: they replace the labels
              ) -> None:
     "Score a run; writes metrics.json, slices.csv and overlays/ into its folder."
@@ -216,7 +222,7 @@ def compare(runs_and_data: Argument[tuple[str, ...]], # folders of two trainings
 
 def report(run: Argument[Path], # folder of a training, best after `tumorseg evaluate`
            data: Argument[str], # folder of data, or `kaggle`
-           patients: Path | None = None, # table (CSV) of patients, for data that the run was not trained on
+           patients: Path | None = None, # table (CSV) of patients, where the run did not know them
            contours: str = "", # folder with the figshare contours of the same images, or `figshare`: they replace the labels
            ) -> None:
     "Write one HTML file about a run that a colleague can open: data, settings, curves, scores, pictures."

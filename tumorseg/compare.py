@@ -15,12 +15,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import permutation_test
 
-from .data import TABLE, InputError, Slices, UsageError
+from .data import InputError, Slices, UsageError
 from .evaluate import read_scores, score_slices
 from .metrics import bootstrap_interval, interval_groups
 from .patients import split_state
 from .predict import Segmenter
-from .run import reopen
+from .run import read_table, reopen
 
 # %% ../nbs/10_compare.ipynb #03550438
 def paired_test(differences: np.ndarray, # float (N,), a difference for each slice; slices with NaN are left out
@@ -38,14 +38,15 @@ def paired_test(differences: np.ndarray, # float (N,), a difference for each sli
 # %% ../nbs/10_compare.ipynb #d1ae74ee
 def seen_before(run: str | Path, # folder of a run, with its table.csv
                 test: Slices, # what it would be scored on
+                known: pd.DataFrame | None = None, # a table of slices whose patients are used where the run knew none
                 ) -> tuple[str, int]: # "separate", "leak" or "unknown", and how many of the test slices it knows, or their patient
     "Whether a run was trained or validated on slices or patients of a test set; \"unknown\" where patients or its table are missing."
-    path = Path(run) / "table.csv"
-    try: table = pd.read_csv(path, dtype=TABLE, keep_default_na=False)
-    except OSError: return "unknown", 0
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{path}: is not the table of a run ({error}). Train again in a new folder.") from None
+    table = read_table(run)
+    if table is None: return "unknown", 0
     learnt = table[table["split"].isin(["train", "valid"])]
+    if known is not None:
+        later = learnt["name"].map(known.set_index("name")["patient"]).fillna("")
+        learnt = learnt.assign(patient=learnt["patient"].where(learnt["patient"] != "", later))
     seen = test.table["name"].isin(learnt["name"]) | (test.table["patient"].isin(learnt["patient"]) & (test.table["patient"] != ""))
     if seen.any(): return "leak", int(seen.sum())
     both = pd.concat([learnt.assign(split="train"), test.table.assign(split="test")], ignore_index=True)
@@ -78,12 +79,12 @@ def compare(runs: list[str | Path], # folders of trainings, two or more; the oth
     if len({run.resolve() for run in runs}) < max(2, len(runs)): raise UsageError("Give two different runs at least, each once.")
     models = [Segmenter(run) for run in runs]
     opened = {}
-    def tested(size: int) -> Slices:
-        if size not in opened:
-            opened[size] = reopen(slices(size) if callable(slices) else slices, runs[0]).in_split(split)
+    def data_at(size: int) -> Slices:
+        if size not in opened: opened[size] = reopen(slices(size) if callable(slices) else slices, runs[0])
         return opened[size]
-    test = tested(models[0].info.size).table
-    seen = [seen_before(run, tested(model.info.size)) for run, model in zip(runs, models)]
+    tested = lambda size: data_at(size).in_split(split)
+    known, test = data_at(models[0].info.size).table, tested(models[0].info.size).table
+    seen = [seen_before(run, tested(model.info.size), known) for run, model in zip(runs, models)]
     leaks = [f"{run}: has learnt from {count} of the {len(test)} slices of {split}, or from other slices of their patients, so its score "
              "says nothing on new patients. Leave it out, or ask for it (--leaking)."
              for run, (state, count) in zip(runs, seen) if state == "leak"]

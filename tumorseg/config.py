@@ -19,7 +19,8 @@ LIMITS = {"epochs": (1, 10_000), "width": (1, 512), "depth": (1, 7), "batch": (1
 class Config:
     """How to train. The size of the slices is not here: it is that of the data.
 
-    UsageError where a value is of a wrong type or outside `LIMITS`.
+    A list counts as a tuple, so that `Config(**settings)` takes what JSON gives. UsageError where a value is of a wrong type or
+    outside `LIMITS`.
     """
     epochs: int = 30  # passes over the training slices
     width: int = 16  # channels of the network's finest level, twice as many at each level below
@@ -41,6 +42,7 @@ class Config:
 
     def __post_init__(self):
         for name, (low, high) in LIMITS.items():
+            if isinstance(getattr(self, name), list): object.__setattr__(self, name, tuple(getattr(self, name)))
             value, default = getattr(self, name), getattr(Config, name)
             kind = int if type(default) is int else (int, float)
             numbers = value if isinstance(default, tuple) else (value,)

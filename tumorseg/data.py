@@ -84,8 +84,8 @@ class Slices:
         return self[self.rows_of(name)]
 
     def fingerprint(self) -> str:
-        "16 hexadecimal digits that change with any pixel, mask or table row: a run keeps them to know its data again."
-        digest = hashlib.sha256(self.table.to_csv(index=False).encode())
+        "16 hexadecimal digits that change with any pixel, mask or row of `TABLE`: a run keeps them to know its data again."
+        digest = hashlib.sha256(self.table.filter(items=list(TABLE)).to_csv(index=False).encode())
         for array in (self.images, self.masks):
             for start in range(0, len(array), 256):
                 digest.update(np.ascontiguousarray(array[start:start + 256]))

@@ -20,7 +20,7 @@ from .data import InputError, Slices
 from .learning import check_network, check_rate, tumour_batch
 from .metrics import count_pixels, counts_by_threshold, dice
 from .progress import progress_bar
-from .run import read_config, reopen
+from .run import read_config, reopen, trained_on
 from .symptoms import Finding, check_geometry, check_images, check_leakage, check_masks
 
 # %% ../nbs/10_doctor.ipynb #c1239709
@@ -145,7 +145,7 @@ def doctor(slices: Slices, # all splits
         found = check_geometry(slices, folder); bar.update()
         leaks = check_leakage(slices); bar.update()
         if isinstance(seen, Finding): found.append(seen)
-        elif seen and not found and seen.facts["fingerprint"] != slices.fingerprint():
+        elif seen and not found and not trained_on(slices, run):
             found.append(Finding("run", f"It was trained on other slices ({seen.facts['fingerprint']}, these are {slices.fingerprint()}).",
                                  "Ask about the run with its own data first; if that is well, train on some of these slices."))
         elif seen and not found: found = _from_run(seen, slices)

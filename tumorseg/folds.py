@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from .config import Config
 from .data import InputError, Slices, UsageError, load_slices, save_slices, write_whole
-from .evaluate import evaluate, read_scores, score_tables, summarise
+from .evaluate import baseline_rows, evaluate, read_scores, score_tables, summarise
 from .metrics import bootstrap_interval, interval_groups
 from .overlay import figure_png
 from .patients import Folds, authors_folds, leaking_patients, load_folds, patient_folds, save_folds, use_folds
@@ -84,8 +84,7 @@ def _process() -> None:
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     shared, run, number, settings = sys.argv[1:]
     folds = load_folds(Path(run).parent / "folds.json")
-    config = Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(settings).items()})
-    sys.exit(_train_fold(use_folds(load_slices(shared), folds, int(number)), Path(run), config, folds) or 0)
+    sys.exit(_train_fold(use_folds(load_slices(shared), folds, int(number)), Path(run), Config(**json.loads(settings)), folds) or 0)
 
 def _environment(place: int, at_once: int) -> dict[str, str]:
     "The environment of the fold at one of `at_once` places: its share of the threads, and its GPU where there are any."
@@ -166,7 +165,7 @@ def pool_folds(out: str | Path, # folder of a cross-validation, its folds finish
     """Put the scores of all folds together: slices.csv (every slice once, with its `fold`), folds.csv (a row a fold), metrics.json and
     folds.png.
 
-    Keys are those of `evaluate`; `split` is "out of fold", and `dice_fold_sd` is the standard deviation of the folds' means.
+    Keys are those of `evaluate`, the baselines among them; `split` is "out of fold", and `dice_fold_sd` is the standard deviation of the folds' means.
     The interval is over patients: it says how other patients would score, not how another seed would.
     """
     out = Path(out)
@@ -183,10 +182,12 @@ def pool_folds(out: str | Path, # folder of a cross-validation, its folds finish
     table = pd.DataFrame([{"fold": number, "threshold": one.get("threshold"), **{key: summary[key] for key in FOLD_COLUMNS}}
                           for one, (number, summary) in zip(said, each)])
     known = "separate" if (scores["patient"] != "").all() else "unknown"
+    files = [run / "baselines.csv" for run in runs.values()]
+    free = [pd.read_csv(file, dtype={"name": str, "patient": str}, keep_default_na=False) for file in files if file.exists()]
     size = same("size")
     summary = dict(split="out of fold", size=size, threshold=same("threshold"), patients=known, **summarise(scores),
                    **(score_tables(scores, size * size) if size else {}),
-                   folds=folds.count, folds_made=folds.made, dice_fold_sd=float(table["dice_mean"].std()))
+                   baselines=baseline_rows(pd.concat(free) if len(free) == len(files) else None), folds=folds.count, folds_made=folds.made, dice_fold_sd=float(table["dice_mean"].std()))
     write_whole(out / "slices.csv", scores.round(6).to_csv(index=False).encode())
     write_whole(out / "folds.csv", table.round(6).to_csv(index=False).encode())
     write_whole(out / "folds.png", figure_png(plot_folds(scores)))

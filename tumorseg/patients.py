@@ -150,8 +150,9 @@ def number_of(name: str, # of a slice, with or without folders
 
 def with_patients(slices: Slices, # some of them of unknown patient
                   patients: str | Path | pd.DataFrame, # a CSV file or a table: `name` or `number`; `patient`, patient_group or patient_id
-                  ) -> Slices: # the same arrays, with another column `patient`
-    "The patients of a table, written in where it knows the slice. InputError where it lacks a column, contradicts itself, or knows none."
+                  ) -> Slices: # the same arrays, with another column `patient`, and `view` where the table has it
+    """The patients of a table, written in where it knows the slice; likewise the views, such as axial, for scores by view ("" where unknown).
+    InputError where it lacks a column, contradicts itself, or knows none."""
     given = isinstance(patients, pd.DataFrame)
     where = "the table of patients" if given else patients
     try: known = patients if given else pd.read_csv(patients, dtype=str, keep_default_na=False, encoding="utf-8-sig")
@@ -168,7 +169,9 @@ def with_patients(slices: Slices, # some of them of unknown patient
     found = named.map(dict(zip(known[key].astype(str), known[person])))
     if not found.notna().any():
         raise InputError(f"{where}: knows none of the {len(slices)} slices by their {key}. Is it the table of this data set?")
-    return Slices(slices.images, slices.masks, slices.table.assign(patient=found.fillna(slices.table["patient"]).astype(object)))
+    table = slices.table.assign(patient=found.fillna(slices.table["patient"]).astype(object))
+    if "view" in known: table["view"] = named.map(dict(zip(known[key].astype(str), known["view"]))).fillna("").astype(object)
+    return Slices(slices.images, slices.masks, table)
 
 # %% ../nbs/00_patients.ipynb #169a31ef
 def choose_split(slices: Slices, # from any source

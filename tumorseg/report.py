@@ -23,7 +23,7 @@ from .data import InputError, Slices, read_image, write_whole
 from .explore import count_subsets
 from .overlay import figure_png
 from .patients import load_folds, split_state
-from .run import read_config, reopen
+from .run import read_config, read_table, reopen
 from .train import plot_history
 from .verdict import plot_audit, report, verdict
 
@@ -192,8 +192,8 @@ def write_report(run: str | Path, # folder of a training, evaluated or not
     try: history = pd.read_csv(run / "history.csv")
     except (OSError, ValueError): history = pd.DataFrame()
     if not len(history): raise InputError(f"{run}: has no history yet. Let the training finish an epoch (tumorseg train ... --resume).")
-    metrics, slices, table = _read(run / "metrics.json"), reopen(slices, run), run / "table.csv"
-    if table.exists() and set(pd.read_csv(table, dtype=str, keep_default_na=False)["name"]) != set(slices.table["name"]):
+    metrics, slices, table = _read(run / "metrics.json"), reopen(slices, run), read_table(run)
+    if table is not None and set(table["name"]) != set(slices.table["name"]):
         raise InputError(f"{run}: was trained on other data. Open the same, with the same --patients and --contours.")
     found = audit(slices, folder)
     beside, rows = bool(metrics.get("baselines")), metrics.get("baselines") or found["baselines"]

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from .checkpoint import best_device, load_model, probabilities
 from .config import Config
 from .data import InputError, Slices, UsageError, write_whole
+from .metrics import interval_groups
 from .train import read_config, resume, train
 from .tune import Development, dice_at
 
@@ -36,18 +37,18 @@ def paired_difference(scores: pd.DataFrame, # from `repeat`: which ("best", "sta
         raise UsageError("The difference needs both configurations, with the same seeds on the same slices.")
     delta = (pairs["best"] - pairs["start"]).to_numpy() # (seeds, slices)
     patients = scores.drop_duplicates("name").set_index("name")["patient"].fillna("")[wide.columns]
-    known = bool((patients != "").all())
-    _, group = np.unique(patients if known else wide.columns, return_inverse=True)
+    groups, over = interval_groups(patients)
+    _, group = np.unique(groups, return_inverse=True)
     sums, sizes = np.stack([np.bincount(group, row) for row in delta]), np.bincount(group) # (seeds, patients), (patients,)
     random = np.random.default_rng(seed)
     seeds = random.multinomial(len(delta), np.full(len(delta), 1 / len(delta)), draws)
     people = random.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), draws)
     low, high = np.percentile(np.einsum("ds,dp,sp->d", seeds, people, sums) / (len(delta) * (people @ sizes)), (2.5, 97.5))
-    over = ("patients" if known else "slices") + (" and seeds" if len(delta) > 1 else "")
     return dict(difference=float(delta.mean()), ci_low=float(low), ci_high=float(high), best=float(pairs["best"].to_numpy().mean()),
                 start=float(pairs["start"].to_numpy().mean()),
                 by_seed={int(seed): float(row.mean()) for seed, row in zip(pairs["best"].index, delta)}, n_slices=delta.shape[1],
-                n_patients=len(sizes) if known else None, n_seeds=len(delta), interval_over=over, better=bool(low > 0))
+                n_patients=patients.nunique() if (patients != "").all() else None, n_seeds=len(delta),
+                interval_over=over + (" and seeds" if len(delta) > 1 else ""), better=bool(low > 0))
 
 # %% ../nbs/11_seeds.ipynb #708a24d4
 def score_repeats(open_at: Callable[[int], Slices], # opens the data at a size in pixels

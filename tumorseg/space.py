@@ -179,5 +179,5 @@ def load_config(path: str | Path, # best.json of a search, config.json of a run,
     unknown = [name for name in settings if name not in known]
     if unknown: raise UsageError(f"{path}: {unknown[0]} is no setting. Known: {', '.join(known)}, size.")
     if size is not None and (type(size) is not int or size < 1): raise UsageError(f"{path}: size is {size!r}: give whole pixels.")
-    try: return Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}), size
+    try: return Config(**settings), size
     except UsageError as error: raise UsageError(f"{path}: {error}") from None

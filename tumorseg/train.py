@@ -32,7 +32,7 @@ from .data import InputError, Slices
 from .loop import Loop, epoch_batches, learning_rate, validate
 from .patients import Folds
 from .progress import in_notebook, progress_bar
-from .run import first_network, read_config, reopen, start_run
+from .run import first_network, read_config, reopen, start_run, trained_on
 
 # %% ../nbs/08_train.ipynb #e05d39e9
 def plot_history(history: pd.DataFrame, # of a run's history.csv
@@ -182,7 +182,7 @@ def resume(slices: Slices, # the same as before
            ) -> Path: # the run folder
     "Go on with a training where it was kept last, as if it had not been stopped. Refuses other data and other networks."
     run, facts = Path(run), read_config(run)
-    if facts["fingerprint"] != slices.fingerprint():
+    if not trained_on(slices, run):
         raise InputError(f"{run}: was trained on other data or another size ({facts['size']} px, {facts['fingerprint']}). "
                          "Open the same data at that size.")
     config = facts["config"]
