@@ -1,5 +1,5 @@
 """What other networks reach in the same loop and the same minutes: segmentation_models_pytorch's Unet with a ResNet34 (no weights downloaded),
-MONAI's BasicUNet, and ours. Each network gets as many epochs as fit into the minutes on this machine.
+MONAI's BasicUNet, and ours. Each network gets the number of epochs that comes nearest to the minutes on this machine, one at least.
 
     python benchmarks/scoreboard.py kaggle --out runs/k --minutes 20 --split official --patients patients.csv
     python benchmarks/scoreboard.py figshare --out runs/e --minutes 10 --folds 5      every slice once, without its patient in training
@@ -7,7 +7,6 @@ MONAI's BasicUNet, and ours. Each network gets as many epochs as fit into the mi
 Needs `pip install segmentation-models-pytorch monai` for the others. What is finished is kept: the same command goes on.
 """
 import json
-import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +38,7 @@ def basicunet(slices, config):
 
 
 NETWORKS = {"ours": first_network, "resnet34": resnet34, "basicunet": basicunet}
+TITLES = {"ours": "tumorseg, U-Net of width 16", "resnet34": "segmentation_models_pytorch, Unet on ResNet34", "basicunet": "MONAI, BasicUNet"}
 
 
 def build(name, slices, config):
@@ -100,12 +100,12 @@ def main(data: tyro.conf.Positional[str], # folder of data, or its name
         known = place / "epochs.json"
         if not known.exists():
             place.mkdir(parents=True, exist_ok=True)
-            known.write_text(json.dumps(max(1, math.floor(minutes * 60 / epoch_seconds(name, first, Config())))))
+            known.write_text(json.dumps(max(1, round(minutes * 60 / epoch_seconds(name, first, Config())))))
         config = Config(epochs=json.loads(known.read_text()))
         if folds: save_folds(place / "folds.json", made)
         found = [run_one(name, part, place / run, config) for run, part in parts.items()]
         summary = pool_folds(place) if folds else found[0]
-        rows.append(row(name, *(summary[f"dice_{key}"] for key in ("mean", "ci_low", "ci_high")), summary["interval_over"], summary["n_slices"],
+        rows.append(row(TITLES[name], *(summary[f"dice_{key}"] for key in ("mean", "ci_low", "ci_high")), summary["interval_over"], summary["n_slices"],
                         parameters=sum(value.numel() for value in build(name, first, config).parameters()) / 1e6, epochs=config.epochs,
                         minutes=sum(pd.read_csv(place / run / "history.csv")["seconds"].sum() for run in parts) / 60 / len(parts),
                         pooled=summary["dice_pooled"], nsd=summary["nsd_mean"]))

@@ -24,21 +24,6 @@ if TYPE_CHECKING: from tumorseg.patients import Folds
 Argument = tyro.conf.Positional
 Settings = Annotated[Config, tyro.conf.arg(name="")] # its fields become options without a prefix
 
-def _print_summary(summary: dict) -> None:
-    print(f"{summary['split']}: Dice {summary['dice_mean']:.3f} "
-          f"(95 % interval {summary['dice_ci_low']:.3f}-{summary['dice_ci_high']:.3f} over {summary['interval_over']}), "
-          f"median {summary['dice_median']:.3f}, pooled {summary['dice_pooled']:.3f}, IoU {summary['iou_mean']:.3f}, "
-          f"{summary['n_slices']} slices, {summary['label']} labels, at {summary['size']} px. Both masks empty: 1, one empty: 0.")
-    found = summary["detection"]
-    print(f"Tumours hit: {found['hit']} of {found['tumours']}; false ones a slice: {found['false_per_slice']:.2f}. "
-          f"Surface within {summary['nsd_tolerance']:g} px: {summary['nsd_mean']:.3f}"
-          + (f"; HD95 {summary['hd95_mean']:.1f} px over {summary['hd95_slices']} slices." if summary["hd95_slices"] else "."))
-    for row in summary.get("baselines", []):
-        print(f"Without learning, {row['baseline']}: {row['dice']:.3f}" + (f" ({row['low']:.3f}-{row['high']:.3f})" if row["low"] is not None else ""))
-    if summary["patients"] == "leak": print("Patients leak: some are in train too, so this is no score on new patients.")
-    if summary["patients"] == "unknown":
-        print("The patients are unknown: some may be in train too, and then this is no score on new patients.")
-
 def _with_contours(slices: Slices, contours: str) -> Slices:
     "The slices that have an expert contour in the figshare set, with it and its patients; what was matched is told on stderr."
     from tumorseg.experts import expert_contours, find_partners, partner_summary
@@ -68,7 +53,7 @@ def demo(out: Path = Path("demo"), # folder for everything that is made
     "The main job on simulated slices: make them, audit, train, evaluate, predict. Some minutes on a laptop; nothing is downloaded."
     from tumorseg.audit import audit
     from tumorseg.demo import write_demo
-    from tumorseg.evaluate import evaluate
+    from tumorseg.evaluate import evaluate, in_words
     from tumorseg.predict import Segmenter, predict_files
     from tumorseg.sources import open_data
     from tumorseg.train import resume, train
@@ -78,7 +63,7 @@ def demo(out: Path = Path("demo"), # folder for everything that is made
     print(report(audit(slices, folder)), end="\n\n", flush=True)
     if (run / "config.json").exists(): resume(slices, run)
     else: train(slices, run, Config(epochs=20))
-    _print_summary(evaluate(run, slices))
+    print(in_words(evaluate(run, slices)))
     done, _ = predict_files(Segmenter(run), sorted((folder / "test").glob("*.jpg"))[:8], out / "predictions")
     print(f"Look at {run / 'overlays' / 'median.png'} and at the {len(done)} predictions in {out / 'predictions'}")
 
@@ -148,9 +133,10 @@ def cross_validate(data: Argument[str], # folder of data, or `kaggle`, `figshare
                    contours: str = "", # folder with the figshare contours of the same images, or `figshare`: they replace the labels
                    ) -> None:
     "Train and score a run for each fold of patients, then put the scores together: every slice once, by a network that knows no slice of its patient."
+    from tumorseg.evaluate import in_words
     from tumorseg.folds import choose_folds, cross_validate
     slices = _open(data, size, patients, contours)
-    _print_summary(cross_validate(slices, out, settings, choose_folds(slices, split, folds), at_once))
+    print(in_words(cross_validate(slices, out, settings, choose_folds(slices, split, folds), at_once)))
     print(f"The folds, the slices and a picture: folds.csv, slices.csv, folds.png in {out}")
 
 def tune(data: Argument[str], # folder of data, or `kaggle`, `figshare`, `lgg`
@@ -198,10 +184,10 @@ def evaluate(run: Argument[Path], # folder of a training
              contours: str = "", # folder with the figshare contours of the same images, or `figshare`: they replace the labels
              ) -> None:
     "Score a run; writes metrics.json, slices.csv and overlays/ into its folder."
-    from tumorseg.evaluate import evaluate
+    from tumorseg.evaluate import evaluate, in_words
     from tumorseg.predict import Segmenter
     from tumorseg.train import reopen
-    _print_summary(evaluate(run, reopen(_open(data, Segmenter(run).info.size, patients, contours), run), split))
+    print(in_words(evaluate(run, reopen(_open(data, Segmenter(run).info.size, patients, contours), run), split)))
 
 def compare(runs_and_data: Argument[tuple[str, ...]], # folders of two trainings or more, and last the folder of data, or `kaggle`
             split: str = "test", # which split of the first run
