@@ -19,8 +19,9 @@ from machine import machine
 
 from tumorseg.config import Config
 from tumorseg.data import Slices, write_whole
-from tumorseg.evaluate import evaluate
+from tumorseg.evaluate import evaluate, read_scores
 from tumorseg.folds import choose_folds, pool_folds
+from tumorseg.metrics import bootstrap_interval, interval_groups
 from tumorseg.patients import choose_split, save_folds, use_folds, with_patients
 from tumorseg.run import first_network
 from tumorseg.sources import open_data
@@ -38,7 +39,7 @@ def basicunet(slices, config):
 
 
 NETWORKS = {"ours": first_network, "resnet34": resnet34, "basicunet": basicunet}
-TITLES = {"ours": "tumorseg, U-Net of width 16", "resnet34": "segmentation_models_pytorch, Unet on ResNet34", "basicunet": "MONAI, BasicUNet"}
+TITLES = {"ours": "tumorseg U-Net", "resnet34": "smp Unet (ResNet34)", "basicunet": "MONAI BasicUNet"}
 
 
 def build(name, slices, config):
@@ -72,8 +73,9 @@ def run_one(name: str, slices: Slices, run: Path, config: Config) -> dict:
 def row(network: str, dice: float, low: float, high: float, over: str, slices: int, **more: float) -> dict:
     "A row of the table: what a network, or copying, reaches; printed as it is made."
     value = lambda name, form: format(more[name], form) if name in more else ""
+    against = f"{more['difference']:+.3f} ({more['diff_low']:+.3f} to {more['diff_high']:+.3f})" if more.get("difference") else ""
     print(f"| {network} | {value('parameters', '.1f')} | {value('epochs', 'd')} | {value('minutes', '.1f')} | {dice:.3f} ({low:.3f}-{high:.3f}, over {over}) "
-          f"| {value('pooled', '.3f')} | {value('nsd', '.3f')} | {slices} |", flush=True)
+          f"| {against} | {value('pooled', '.3f')} | {value('nsd', '.3f')} | {slices} |", flush=True)
     return dict(network=network, dice=dice, low=low, high=high, over=over, slices=slices, **more)
 
 
@@ -91,10 +93,11 @@ def main(data: tyro.conf.Positional[str], # folder of data, or its name
     slices = open_data(data, size)
     if patients: slices = with_patients(slices, patients)
     print(f"{data}, {size} px, {minutes:g} minutes a training. {machine()}\n")
-    print("| network | million parameters | epochs | minutes a training | test Dice (95 %) | pooled | surface Dice | slices |\n" + 8 * "|---" + "|")
+    print("| network | million parameters | epochs | minutes a training | test Dice (95 %) | difference to the first, paired (95 %) | pooled | surface Dice "
+          "| slices |\n" + 9 * "|---" + "|")
     made = choose_folds(slices, "patients", folds) if folds else None
     parts = {f"fold_{fold}": use_folds(slices, made, fold) for fold in range(1, folds + 1)} if folds else {"run": choose_split(slices, split)[0]}
-    first, rows = next(iter(parts.values())), []
+    first, rows, base = next(iter(parts.values())), [], None
     for name in networks:
         place = out / name
         known = place / "epochs.json"
@@ -105,12 +108,16 @@ def main(data: tyro.conf.Positional[str], # folder of data, or its name
         if folds: save_folds(place / "folds.json", made)
         found = [run_one(name, part, place / run, config) for run, part in parts.items()]
         summary = pool_folds(place) if folds else found[0]
+        scores = read_scores(place if folds else place / "run").set_index("name")
+        base = base if rows else scores["dice"]
+        low, high = bootstrap_interval(scores["dice"] - base, interval_groups(scores["patient"])[0])
         rows.append(row(TITLES[name], *(summary[f"dice_{key}"] for key in ("mean", "ci_low", "ci_high")), summary["interval_over"], summary["n_slices"],
                         parameters=sum(value.numel() for value in build(name, first, config).parameters()) / 1e6, epochs=config.epochs,
                         minutes=sum(pd.read_csv(place / run / "history.csv")["seconds"].sum() for run in parts) / 60 / len(parts),
-                        pooled=summary["dice_pooled"], nsd=summary["nsd_mean"]))
+                        pooled=summary["dice_pooled"], nsd=summary["nsd_mean"], difference=float((scores["dice"] - base).mean()),
+                        diff_low=low, diff_high=high))
     rows += [row(free.pop("baseline"), **free) for free in summary["baselines"][1:]] # without the empty mask
-    if csv: write_whole(csv, pd.DataFrame(rows).round(4).to_csv(index=False).encode())
+    if csv: write_whole(csv, pd.DataFrame(rows).round(6).to_csv(index=False).encode())
 
 
 if __name__ == "__main__": tyro.cli(main)

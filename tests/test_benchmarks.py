@@ -36,7 +36,7 @@ def test_the_scoreboard_trains_each_network_scores_every_patient_once_and_goes_o
     data = write_demo(tmp_path / "demo", patients=6, size=48)
     options = [data, "--out", tmp_path / "runs", "--minutes", "0", "--size", "32", "--folds", "3", "--networks", "basicunet", "--csv", tmp_path / "board.csv"]
     first = table("scoreboard.py", *options)
-    names = ["MONAI, BasicUNet", "one mask for all", "most alike slice copied", "the same, not of the patient"]
+    names = ["MONAI BasicUNet", "one mask for all", "most alike slice copied", "the same, not of the patient"]
     assert [line.split("|")[1].strip() for line in first] == names and all("over patients" in line for line in first)
     kept = pd.read_csv(tmp_path / "board.csv")
     assert kept["network"].tolist() == names and kept["slices"].nunique() == 1 and kept["epochs"].tolist()[0] == 1

@@ -85,6 +85,7 @@ def plot_scoreboard(board: pd.DataFrame, # a row a network: network, dice, low, 
     ax.set_yticks(-board.index, names)
     for row in board.itertuples():
         ax.annotate(f"{row.dice:.3f}", (row.dice, -row.Index), (0, 6), textcoords="offset points", ha="center", fontsize=9)
-    ax.set(xlim=(0, 1), ylim=(-len(board) + .5, .7), xlabel=f"Dice, mean per slice, and 95 % interval over {board['over'].iloc[0]}", title=title)
+    ax.set(xlim=(0, 1), ylim=(-len(board) + .5, .7), xlabel=f"Dice, mean per slice, and 95 % interval over {board['over'].iloc[0]}")
     ax.spines[["top", "right"]].set_visible(False)
+    fig.suptitle(title, fontsize=11)
     return fig
