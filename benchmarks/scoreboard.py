@@ -97,7 +97,7 @@ def main(data: tyro.conf.Positional[str], # folder of data, or its name
           "| slices |\n" + 9 * "|---" + "|")
     made = choose_folds(slices, "patients", folds) if folds else None
     parts = {f"fold_{fold}": use_folds(slices, made, fold) for fold in range(1, folds + 1)} if folds else {"run": choose_split(slices, split)[0]}
-    first, rows, base = next(iter(parts.values())), [], None
+    first, rows = next(iter(parts.values())), []
     for name in networks:
         place = out / name
         known = place / "epochs.json"
@@ -109,14 +109,14 @@ def main(data: tyro.conf.Positional[str], # folder of data, or its name
         found = [run_one(name, part, place / run, config) for run, part in parts.items()]
         summary = pool_folds(place) if folds else found[0]
         scores = read_scores(place if folds else place / "run").set_index("name")
-        base = base if rows else scores["dice"]
+        if not rows: base, free = scores["dice"], summary["baselines"][1:] # all but the empty mask; the same for each network
         low, high = bootstrap_interval(scores["dice"] - base, interval_groups(scores["patient"])[0])
         rows.append(row(TITLES[name], *(summary[f"dice_{key}"] for key in ("mean", "ci_low", "ci_high")), summary["interval_over"], summary["n_slices"],
                         parameters=sum(value.numel() for value in build(name, first, config).parameters()) / 1e6, epochs=config.epochs,
                         minutes=sum(pd.read_csv(place / run / "history.csv")["seconds"].sum() for run in parts) / 60 / len(parts),
                         pooled=summary["dice_pooled"], nsd=summary["nsd_mean"], difference=float((scores["dice"] - base).mean()),
                         diff_low=low, diff_high=high))
-    rows += [row(free.pop("baseline"), **free) for free in summary["baselines"][1:]] # without the empty mask
+    rows += [row(one.pop("baseline"), **one) for one in free]
     if csv: write_whole(csv, pd.DataFrame(rows).round(6).to_csv(index=False).encode())
 
 
