@@ -78,12 +78,14 @@ def compare(runs: list[str | Path], # folders of trainings, two or more; the oth
     runs = [Path(run) for run in runs]
     if len({run.resolve() for run in runs}) < max(2, len(runs)): raise UsageError("Give two different runs at least, each once.")
     models = [Segmenter(run) for run in runs]
-    opened = {}
-    def data_at(size: int) -> Slices:
-        if size not in opened: opened[size] = reopen(slices(size) if callable(slices) else slices, runs[0])
+    opened, known = {}, None # the slices that are scored, by size; all slices, with the patients that are known by now
+    def tested(size: int) -> Slices:
+        nonlocal known
+        if size not in opened:
+            whole = reopen(slices(size) if callable(slices) else slices, runs[0])
+            opened[size], known = whole.in_split(split), whole.table
         return opened[size]
-    tested = lambda size: data_at(size).in_split(split)
-    known, test = data_at(models[0].info.size).table, tested(models[0].info.size).table
+    test = tested(models[0].info.size).table
     seen = [seen_before(run, tested(model.info.size), known) for run, model in zip(runs, models)]
     leaks = [f"{run}: has learnt from {count} of the {len(test)} slices of {split}, or from other slices of their patients, so its score "
              "says nothing on new patients. Leave it out, or ask for it (--leaking)."

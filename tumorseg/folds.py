@@ -165,7 +165,8 @@ def pool_folds(out: str | Path, # folder of a cross-validation, its folds finish
     """Put the scores of all folds together: slices.csv (every slice once, with its `fold`), folds.csv (a row a fold), metrics.json and
     folds.png.
 
-    Keys are those of `evaluate`, the baselines among them; `split` is "out of fold", and `dice_fold_sd` is the standard deviation of the folds' means.
+    Keys are those of `evaluate`, the baselines among them; `split` is "out of fold", and `dice_fold_sd` is the standard deviation of the
+    folds' means.
     The interval is over patients: it says how other patients would score, not how another seed would.
     """
     out = Path(out)
@@ -187,7 +188,8 @@ def pool_folds(out: str | Path, # folder of a cross-validation, its folds finish
     size = same("size")
     summary = dict(split="out of fold", size=size, threshold=same("threshold"), patients=known, **summarise(scores),
                    **(score_tables(scores, size * size) if size else {}),
-                   baselines=baseline_rows(pd.concat(free) if len(free) == len(files) else None), folds=folds.count, folds_made=folds.made, dice_fold_sd=float(table["dice_mean"].std()))
+                   baselines=baseline_rows(pd.concat(free) if len(free) == len(files) else None),
+                   folds=folds.count, folds_made=folds.made, dice_fold_sd=float(table["dice_mean"].std()))
     write_whole(out / "slices.csv", scores.round(6).to_csv(index=False).encode())
     write_whole(out / "folds.csv", table.round(6).to_csv(index=False).encode())
     write_whole(out / "folds.png", figure_png(plot_folds(scores)))
