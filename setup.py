@@ -3,7 +3,7 @@ import re
 from configparser import ConfigParser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 config = ConfigParser(delimiters="=", inline_comment_prefixes=None)
@@ -21,7 +21,7 @@ setup(
     url=f"https://github.com/{settings['user']}/{settings['repo']}",
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=["tumorseg"],
+    packages=find_packages(include=["tumorseg*"]),
     python_requires=f">={settings['min_python']}",
     install_requires=lines("requirements"),
     extras_require={"dev": lines("dev_requirements")},

@@ -12,8 +12,8 @@ import torch
 import tyro
 from machine import machine
 
-from tumorseg.losses import dice_ce_loss
-from tumorseg.unet import UNet
+from tumorseg.model.losses import dice_ce_loss
+from tumorseg.model.unet import UNet
 
 
 def timed(call, device, rounds):

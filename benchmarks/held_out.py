@@ -12,10 +12,12 @@ import pandas as pd
 import tyro
 from machine import machine
 
-from tumorseg.data import Slices, write_whole
-from tumorseg.patients import choose_split, with_patients
-from tumorseg.seeds import paired_difference, score_repeats
-from tumorseg.sources import open_data
+from tumorseg.core import write_whole
+from tumorseg.data.slices import Slices
+from tumorseg.data.patients import with_patients
+from tumorseg.data.splits import choose_split
+from tumorseg.tuning.seeds import paired_difference, score_repeats
+from tumorseg.data.sources import open_data
 
 
 def challenger_and_start(search: Path, place: Path) -> Path:

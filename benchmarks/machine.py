@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tumorseg.checkpoint import best_device, best_precision
+from tumorseg.model.inference import best_device, best_precision
 
 
 def machine() -> str:

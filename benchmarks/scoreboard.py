@@ -17,15 +17,19 @@ import torch
 import tyro
 from machine import machine
 
-from tumorseg.config import Config
-from tumorseg.data import Slices, write_whole
-from tumorseg.evaluate import evaluate, read_scores
-from tumorseg.folds import choose_folds, pool_folds
-from tumorseg.metrics import bootstrap_interval, interval_groups
-from tumorseg.patients import choose_split, save_folds, use_folds, with_patients
-from tumorseg.run import first_network
-from tumorseg.sources import open_data
-from tumorseg.train import resume, train
+from tumorseg.training.config import Config
+from tumorseg.core import write_whole
+from tumorseg.data.slices import Slices
+from tumorseg.evaluation.evaluate import evaluate
+from tumorseg.training.run import read_scores
+from tumorseg.data.splits import choose_folds
+from tumorseg.evaluation.cross_validation import pool_folds
+from tumorseg.metrics.intervals import bootstrap_interval, interval_groups
+from tumorseg.data.patients import with_patients
+from tumorseg.data.splits import choose_split, save_folds, use_folds
+from tumorseg.training.train import first_network
+from tumorseg.data.sources import open_data
+from tumorseg.training.train import resume, train
 
 
 def resnet34(slices, config):

@@ -23,14 +23,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from tumorseg.checkpoint import ModelInfo, autocast, best_device, best_precision, measure_normalisation, normalise
-from tumorseg.config import Config
-from tumorseg.data import Slices
-from tumorseg.demo import write_demo
-from tumorseg.losses import dice_ce_loss
-from tumorseg.run import first_network
-from tumorseg.sources import open_data
-from tumorseg.train import train
+from tumorseg.model.inference import ModelInfo, autocast, best_device, best_precision, measure_normalisation, normalise
+from tumorseg.training.config import Config
+from tumorseg.demo.tumours import write_demo
+from tumorseg.model.losses import dice_ce_loss
+from tumorseg.training.train import first_network
+from tumorseg.data.sources import open_data
+from tumorseg.training.train import train
 
 
 def wait(device):

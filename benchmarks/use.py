@@ -13,10 +13,10 @@ import torch
 import tyro
 from machine import machine
 
-from tumorseg.checkpoint import ModelInfo, best_device, normalise, probabilities
-from tumorseg.demo import write_demo
-from tumorseg.sources import open_data
-from tumorseg.unet import UNet
+from tumorseg.model.inference import ModelInfo, best_device, normalise, probabilities
+from tumorseg.demo.tumours import write_demo
+from tumorseg.data.sources import open_data
+from tumorseg.model.unet import UNet
 
 
 def seconds(call, rounds=5):

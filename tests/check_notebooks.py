@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
-files = lambda: {path: path.read_bytes() for folder, ending in (("nbs", "*.ipynb"), ("tumorseg", "*.py")) for path in (root / folder).glob(ending)}
+files = lambda: {path: path.read_bytes() for folder, ending in (("nbs", "*.ipynb"), ("tumorseg", "*.py")) for path in (root / folder).rglob(ending)}
 
 before = files()
 for command in ("nbdev-clean", "nbdev-export"):

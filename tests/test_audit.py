@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tumorseg.audit import audit
-from tumorseg.coco import COCO_NAME
-from tumorseg.data import InputError
-from tumorseg.demo import write_demo
-from tumorseg.experts import expert_contours, find_partners
-from tumorseg.patients import split_state, with_patients
-from tumorseg.sources import open_data
-from tumorseg.verdict import report, verdict
+from tumorseg.quality.audit import audit
+from tumorseg.data.coco import COCO_NAME
+from tumorseg.core import InputError
+from tumorseg.demo.tumours import write_demo
+from tumorseg.data.experts import expert_contours, find_partners
+from tumorseg.data.patients import split_state, with_patients
+from tumorseg.data.sources import open_data
+from tumorseg.quality.verdict import report, verdict
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tumorseg.demo import write_demo
+from tumorseg.demo.tumours import write_demo
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from tumorseg.browse import browse, compare
-from tumorseg.checkpoint import ModelInfo, save_model
-from tumorseg.data import InputError, Slices, load_slices, save_slices
-from tumorseg.gallery import read_tags
-from tumorseg.predictions import Predictions, keep_maps, kept_maps, predict_split
+from tumorseg.widgets.browse import browse, compare
+from tumorseg.model.checkpoint import save_model
+from tumorseg.model.inference import ModelInfo
+from tumorseg.core import InputError
+from tumorseg.data.slices import Slices, load_slices, save_slices
+from tumorseg.widgets.tags import read_tags
+from tumorseg.evaluation.predictions import Predictions, keep_maps, kept_maps, predict_split
 
 
 class BrightIsTumour(torch.nn.Module):
@@ -56,7 +58,7 @@ def test_a_full_disk_is_said_in_the_widget(predictions, monkeypatch):
     browser = browse(predictions)
 
     def full(source, target): raise OSError(28, "No space left on device")
-    monkeypatch.setattr("tumorseg.data.os.replace", full)
+    monkeypatch.setattr("tumorseg.core.os.replace", full)
     for action in (lambda: setattr(browser.tag, "value", "wrong label"), browser.save.click):
         action()
         assert "No space left" in browser.message.value

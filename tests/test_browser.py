@@ -16,10 +16,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tumorseg.config import Config
-from tumorseg.demo import write_demo
-from tumorseg.sources import open_data
-from tumorseg.train import train
+from tumorseg.training.config import Config
+from tumorseg.demo.tumours import write_demo
+from tumorseg.data.sources import open_data
+from tumorseg.training.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -88,14 +88,14 @@ def served(command, home, url):
 def lab(tmp_path_factory):
     "JupyterLab on a folder with copies of our notebooks; what they make stays, because the cell that tidies up is left out."
     folder, port = tmp_path_factory.mktemp("lab"), free_port()
-    for name in ("12_browse", "12_look"):
+    for name in ("widgets/02_explore", "widgets/03_preview", "widgets/04_browse"):
         notebook = json.loads((ROOT / f"nbs/{name}.ipynb").read_text(encoding="utf-8"))
         notebook["cells"] = [cell for cell in notebook["cells"] if "shutil.rmtree(folder)" not in "".join(cell["source"])]
         for cell in notebook["cells"]:
             if cell["cell_type"] == "code": cell["outputs"], cell["execution_count"] = [], None
-        (folder / f"{name}.ipynb").write_text(json.dumps(notebook))
-    code = ["from pathlib import Path\nfrom tumorseg.config import Config\nfrom tumorseg.demo import write_demo\nfrom tumorseg.sources import open_data\n"
-            "from tumorseg.watch import watch\nslices = open_data(write_demo('demo', patients=12, size=64), size=64, cache='cache')",
+        (folder / f"{Path(name).name}.ipynb").write_text(json.dumps(notebook))
+    code = ["from pathlib import Path\nfrom tumorseg.data.sources import open_data\nfrom tumorseg.demo.tumours import write_demo\nfrom tumorseg.training.config import Config\n"
+            "from tumorseg.widgets.watch import watch\nslices = open_data(write_demo('demo', patients=12, size=64), size=64, cache='cache')",
             "panel = watch(slices, 'run', Config(epochs=5000, width=4, depth=2, batch=8, patience=5000))\npanel",
             "'the kernel is free'"]
     cells = [dict(cell_type="code", id=f"c{number}", source=source, metadata={}, outputs=[], execution_count=None) for number, source in enumerate(code)]
@@ -170,7 +170,7 @@ def drag(page, control, share, handle=0):
 
 def test_browse_follows_the_threshold_and_the_slice_and_keeps_a_tag(lab, page, tmp_path):
     address, folder = lab
-    run_all(page, address, "12_browse")
+    run_all(page, address, "04_browse")
     threshold, slice_ = named(page, "slider", "Threshold"), named(page, "slider", "Slice")
     dice = lambda: page.locator(".widget-html", has_text="Dice of this slice").first.inner_text()
     caption = lambda: page.locator(".widget-html", has_text=re.compile(r"\d+ of \d+: ")).first.inner_text()
@@ -187,18 +187,19 @@ def test_browse_follows_the_threshold_and_the_slice_and_keeps_a_tag(lab, page, t
 
 def test_preview_and_explore_redraw_and_give_the_code(lab, page, tmp_path):
     address, _ = lab
-    run_all(page, address, "12_look")
+    run_all(page, address, "03_preview")
     code = lambda: named(page, "text", "Code to copy").locator("input").input_value()
     changes(page, lambda: shown(page), lambda: drag(page, named(page, "slider", "Share of slices turned"), .4))
     until(page, lambda: .2 <= float(re.search(r"rotation_p=([\d.]+)", code())[1]) <= .6)
     changes(page, lambda: shown(page), lambda: drag(page, named(page, "slider", "Angle, degrees"), .95, handle=1))
     until(page, lambda: 160 <= int(re.search(r"degrees=\(\d+, (\d+)\)", code())[1]) <= 180)
     page.screenshot(path=tmp_path / "preview.png")
+    run_all(page, address, "02_explore")
     line = lambda: page.locator(".widget-html", has_text=re.compile("page 1 of")).first.inner_text()
     choose = lambda name, option: lambda: named(page, "dropdown", name).locator("select").select_option(label=option)
     changes(page, line, choose("Order", "most alike side by side"))
     assert "near-duplicates" in line()
-    changes(page, lambda: shown(page, 1), choose("Outline", "none"))
+    changes(page, lambda: shown(page), choose("Outline", "none"))
     named(page, "dropdown", "Order").scroll_into_view_if_needed()
     page.screenshot(path=tmp_path / "explore.png")
 
@@ -222,7 +223,7 @@ def project(tmp_path_factory):
     "A folder like ours after `make demo`: the page in nbs/, a run in demo/run."
     folder = tmp_path_factory.mktemp("project")
     (folder / "nbs").mkdir()
-    shutil.copy(ROOT / "nbs/14_app.ipynb", folder / "nbs")
+    shutil.copy(ROOT / "nbs/app.ipynb", folder / "nbs")
     slices = open_data(write_demo(folder / "demo/data", patients=20, size=96), size=64, cache=folder / "cache")
     train(slices, folder / "demo/run", Config(epochs=5, width=8, depth=3, batch=8), on_epoch=lambda *_: None)
     return folder
@@ -230,7 +231,7 @@ def project(tmp_path_factory):
 
 def test_the_page_shows_the_mask_of_an_upload_and_a_line_for_what_is_no_image(project, page, tmp_path):
     port = free_port()
-    command = ["voila", str(project / "nbs/14_app.ipynb"), "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"]
+    command = ["voila", str(project / "nbs/app.ipynb"), "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"]
     with served(command, tmp_path / "home", f"http://127.0.0.1:{port}/voila/static/"):
         page.goto(f"http://127.0.0.1:{port}/")
         button = page.locator("button", has_text="Choose an image")
@@ -253,8 +254,8 @@ def test_the_page_shows_the_mask_of_an_upload_and_a_line_for_what_is_no_image(pr
 
 def test_a_first_visitor_without_a_model_is_told_how_to_make_one(page, tmp_path):
     (tmp_path / "nbs").mkdir()
-    shutil.copy(ROOT / "nbs/14_app.ipynb", tmp_path / "nbs")
+    shutil.copy(ROOT / "nbs/app.ipynb", tmp_path / "nbs")
     port = free_port()
-    with served(["voila", str(tmp_path / "nbs/14_app.ipynb"), "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"], tmp_path / "home", f"http://127.0.0.1:{port}/voila/static/"):
+    with served(["voila", str(tmp_path / "nbs/app.ipynb"), "--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1"], tmp_path / "home", f"http://127.0.0.1:{port}/voila/static/"):
         page.goto(f"http://127.0.0.1:{port}/")
         page.locator(".widget-html", has_text="make demo").wait_for()

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COLAB = ["torch==2.11.*", "torchvision==0.26.*", "ipywidgets==7.7.1", "notebook==6.5.7", "ipython==7.34.0", "numpy==2.1.3", "pycocotools==2.0.11",
          "kagglehub==1.0.2", "fastcore==2.2.12", "matplotlib==3.10.*", "scikit-learn", "pandas==2.2.*", "scipy", "h5py", "nibabel", "pillow==11.*",
          "tqdm", "requests", "accelerate", "safetensors", "platformdirs", "setuptools<81"]
-NOTEBOOKS = ["08_train", "12_browse", "12_look", "12_watch", "13_page", "14_app"]
+NOTEBOOKS = ["training/05_train", "widgets/02_explore", "widgets/03_preview", "widgets/04_browse", "widgets/05_watch", "widgets/06_page", "app"]
 
 
 def packages(python):
@@ -65,10 +65,10 @@ def test_installing_replaces_nothing_of_colab(installed):
 def test_a_notebook_runs_from_top_to_bottom(name, colab, installed, tmp_path):
     "As its visitors run it: all cells, in a folder far from the checkout, so that the package is the one in the wheel."
     (tmp_path / "nbs").mkdir()
-    (tmp_path / "nbs" / f"{name}.ipynb").write_bytes((ROOT / f"nbs/{name}.ipynb").read_bytes())
+    (tmp_path / "nbs" / f"{Path(name).name}.ipynb").write_bytes((ROOT / f"nbs/{name}.ipynb").read_bytes())
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     env |= {"PATH": f"{colab.parent}{os.pathsep}{os.environ['PATH']}", "JUPYTER_DATA_DIR": str(tmp_path / "data"), "IPYTHONDIR": str(tmp_path / "ipython")}
-    done = subprocess.run([colab, "-m", "nbconvert", "--to", "notebook", "--execute", "--ExecutePreprocessor.timeout=600", f"nbs/{name}.ipynb", "--output", "done"],
+    done = subprocess.run([colab, "-m", "nbconvert", "--to", "notebook", "--execute", "--ExecutePreprocessor.timeout=600", f"nbs/{Path(name).name}.ipynb", "--output", "done"],
                           cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     cells = json.loads((tmp_path / "nbs/done.ipynb").read_text(encoding="utf-8"))["cells"]

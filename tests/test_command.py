@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tumorseg.demo import write_demo
+from tumorseg.demo.tumours import write_demo
 
 SMALL = "--size", 48, "--epochs", 1, "--width", 4, "--depth", 2, "--batch", 4
 

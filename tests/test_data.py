@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from tumorseg.coco import COCO_NAME
-from tumorseg.data import InputError
-from tumorseg.demo import write_demo
-from tumorseg.explore import count_subsets
-from tumorseg.sources import open_data
+from tumorseg.data.coco import COCO_NAME
+from tumorseg.core import InputError
+from tumorseg.demo.tumours import write_demo
+from tumorseg.quality.overview import count_subsets
+from tumorseg.data.sources import open_data
 
 SHARED = Path(__file__).parents[2] / "shared"
 
 WRITE = """
 import resource, sys
 import numpy as np
-from tumorseg.data import load_slices, save_slices
+from tumorseg.data.slices import load_slices, save_slices
 count, folder = int(sys.argv[1]), sys.argv[2]
 image, row = np.random.default_rng(0).integers(0, 255, (1, 256, 256)).astype(np.uint8), dict(
     name="a", split="train", patient="", category=1, label="box", height=256, width=256)

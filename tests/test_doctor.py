@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from tumorseg.checkpoint import load_model, save_model
-from tumorseg.config import Config
-from tumorseg.data import InputError, Slices
-from tumorseg.demo import write_demo
-from tumorseg.doctor import doctor, report
-from tumorseg.sources import open_data
-from tumorseg.symptoms import TURNS, check_geometry, check_images, check_leakage, check_masks
-from tumorseg.train import train
+from tumorseg.model.checkpoint import load_model, save_model
+from tumorseg.training.config import Config
+from tumorseg.core import InputError
+from tumorseg.data.slices import Slices
+from tumorseg.demo.tumours import write_demo
+from tumorseg.checks.doctor import doctor, report
+from tumorseg.data.sources import open_data
+from tumorseg.checks.symptoms import TURNS, check_geometry, check_images, check_leakage, check_masks
+from tumorseg.training.train import train
 
 SHARED = Path(__file__).parents[2] / "shared"
 SMALL = dict(epochs=6, width=8, depth=3, batch=8)
@@ -164,7 +165,7 @@ def test_a_wrong_learning_rate_is_named_and_no_other(rate, word, slices, work):
 
 
 def test_a_loss_that_was_lost_in_half_precision(slices, healthy, work, monkeypatch):
-    monkeypatch.setattr("tumorseg.doctor.check_rate", lambda *args: []) # its rate is sane: the test of that is above
+    monkeypatch.setattr("tumorseg.checks.doctor.check_rate", lambda *args: []) # its rate is sane: the test of that is above
     run = shutil.copytree(healthy, work / "lost")
     history = pd.read_csv(run / "history.csv")
     history.loc[2:, "train_loss"] = np.nan

@@ -11,14 +11,16 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from tumorseg.config import Config
-from tumorseg.data import InputError, Slices, UsageError
-from tumorseg.demo import write_demo
-from tumorseg.evaluate import evaluate
-from tumorseg.folds import _environment, choose_folds, cross_validate
+from tumorseg.training.config import Config
+from tumorseg.core import InputError, UsageError
+from tumorseg.data.slices import Slices
+from tumorseg.demo.tumours import write_demo
+from tumorseg.evaluation.evaluate import evaluate
+from tumorseg.data.splits import choose_folds
+from tumorseg.evaluation.cross_validation import _environment, cross_validate
 from tumorseg.report import write_report
-from tumorseg.sources import open_data
-from tumorseg.train import train
+from tumorseg.data.sources import open_data
+from tumorseg.training.train import train
 
 CONFIG = Config(epochs=2, width=4, depth=2, batch=4)
 HOSTILE = '"><script>alert(1)</script>'
@@ -77,8 +79,8 @@ def test_a_failing_fold_is_told_and_the_others_go_on(slices, done, tmp_path, at_
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_a_killed_cross_validation_leaves_no_process_behind(data, tmp_path):
-    code = ("import sys; from tumorseg.config import Config; from tumorseg.folds import choose_folds, cross_validate\n"
-            "from tumorseg.sources import open_data\n"
+    code = ("import sys; from tumorseg.training.config import Config; from tumorseg.data.splits import choose_folds; from tumorseg.evaluation.cross_validation import cross_validate\n"
+            "from tumorseg.data.sources import open_data\n"
             "slices = open_data(sys.argv[1], 32); folds = choose_folds(slices, count=3)\n"
             "cross_validate(slices, sys.argv[2], Config(epochs=500, width=4, depth=2, batch=4), folds, 2)")
     process = subprocess.Popen([sys.executable, "-c", code, str(data), str(tmp_path / "cv")], stderr=subprocess.DEVNULL)

@@ -7,9 +7,9 @@ import zipfile
 
 import pytest
 
-from tumorseg.data import InputError
-from tumorseg.demo import write_demo
-from tumorseg.sources import KAGGLE, fetch, open_data
+from tumorseg.core import InputError
+from tumorseg.demo.tumours import write_demo
+from tumorseg.data.sources import KAGGLE, fetch, open_data
 
 
 @pytest.fixture

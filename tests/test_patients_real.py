@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tumorseg.data import InputError
-from tumorseg.patients import choose_split, describe_split, leaking_patients, load_folds, patient_folds, save_folds, split_state, use_folds, with_patients
-from tumorseg.sources import open_data
+from tumorseg.core import InputError
+from tumorseg.data.patients import describe_split, leaking_patients, split_state, with_patients
+from tumorseg.data.splits import choose_split, load_folds, patient_folds, save_folds, use_folds
+from tumorseg.data.sources import open_data
 
 SHARED = Path(__file__).parents[2] / "shared"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not beside the project (../shared)")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 SETTINGS = ConfigParser(delimiters="=")
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 ADDRESS = f"{SETTINGS['DEFAULT']['user']}/{SETTINGS['DEFAULT']['repo']}"
@@ -23,7 +23,7 @@ def test_the_address_of_the_repository_is_the_one_in_settings():
                                   path.read_text(encoding="utf-8")):
             found.setdefault(address[0] or address[1], set()).add(path.name)
     assert set(found) == {ADDRESS}, found
-    assert "README.md" in found[ADDRESS] and "08_train.ipynb" in found[ADDRESS]
+    assert "README.md" in found[ADDRESS] and "05_train.ipynb" in found[ADDRESS]
 
 
 def test_import_is_light():
@@ -40,10 +40,10 @@ def test_help_does_not_wait_for_torch():
 def test_the_wheel_has_every_module_and_needs_neither_jupyter_nor_nbdev(tmp_path):
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, ROOT], check=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        modules = {Path(name).name for name in wheel.namelist() if name.startswith("tumorseg/")}
+        modules = {name for name in wheel.namelist() if name.startswith("tumorseg/")}
         metadata = next(wheel.read(name).decode() for name in wheel.namelist() if name.endswith("METADATA"))
         entry = next(wheel.read(name).decode() for name in wheel.namelist() if name.endswith("entry_points.txt"))
-    assert modules == {path.name for path in (ROOT / "tumorseg").glob("*.py")}
+    assert modules == {path.relative_to(ROOT).as_posix() for path in (ROOT / "tumorseg").rglob("*.py")}
     required = [line.split(":")[1].strip() for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert any(line.startswith("torch>") for line in required)
     assert not [line for line in required if re.match(r"(jupyter|notebook|nbdev|ipykernel|execnb|fastcore)", line)]
@@ -58,6 +58,6 @@ def test_a_notebook_can_be_read_on_github(path):
     assert notebook["cells"][0]["cell_type"] == "markdown" and "\n>" in "".join(notebook["cells"][0]["source"])
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tumorseg").glob("[a-z]*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "tumorseg").rglob("[a-z]*.py")), ids=lambda path: path.stem)
 def test_a_module_holds_one_idea(path):
     assert sum(1 for line in path.read_text().splitlines() if line.strip()) <= 250

@@ -8,8 +8,8 @@ import zipfile
 
 import pytest
 
-from tumorseg.data import InputError
-from tumorseg.figshare import MAX_FILE, download_article, unpack
+from tumorseg.core import InputError
+from tumorseg.data.download import MAX_FILE, download_article, unpack
 
 
 def zipped(files):

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from tumorseg.coco import COCO_NAME
-from tumorseg.data import InputError
-from tumorseg.sources import open_data
+from tumorseg.data.coco import COCO_NAME
+from tumorseg.core import InputError
+from tumorseg.data.sources import open_data
 
 
 def slice_fields(**changes):

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tumorseg.experts import expert_contours, find_partners, partner_summary
-from tumorseg.sources import open_data
+from tumorseg.data.experts import expert_contours, find_partners, partner_summary
+from tumorseg.data.sources import open_data
 
 SHARED = Path(__file__).parents[2] / "shared"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not beside the project (../shared)")

@@ -11,21 +11,23 @@ import pandas as pd
 import pytest
 import torch
 
-from tumorseg.checkpoint import best_device, load_model
-from tumorseg.config import Config
-from tumorseg.data import TABLE, InputError, Slices, load_slices
-from tumorseg.demo import write_demo
-from tumorseg.sources import open_data
-from tumorseg.train import resume, train
+from tumorseg.model.checkpoint import load_model
+from tumorseg.model.inference import best_device
+from tumorseg.training.config import Config
+from tumorseg.core import InputError
+from tumorseg.data.slices import TABLE, load_slices
+from tumorseg.demo.tumours import write_demo
+from tumorseg.data.sources import open_data
+from tumorseg.training.train import resume, train
 
 CONFIG = Config(epochs=6, width=4, depth=2, batch=4)
 QUIET = dict(on_epoch=lambda *_: None)
 CHILD = """
 import sys, time
 from pathlib import Path
-from tumorseg.config import Config
-from tumorseg.sources import open_data
-from tumorseg.train import resume, train
+from tumorseg.training.config import Config
+from tumorseg.data.sources import open_data
+from tumorseg.training.train import resume, train
 slices, run = open_data(sys.argv[1], 48), Path(sys.argv[2])
 print("ready", flush=True)
 (resume(slices, run) if (run / "config.json").exists() else train(slices, run, {config!r}))
@@ -95,7 +97,7 @@ def test_twenty_kills_end_in_the_same_bits(data, whole, tmp_path):
 def test_a_kill_while_a_checkpoint_is_written(data, whole, tmp_path, monkeypatch):
     slices, written = open_data(data, 48), []
     class Killed(BaseException): pass
-    import tumorseg.data as ground
+    import tumorseg.core as ground
     real = os.replace
     def replace(aside, path): # the file stands beside the one that it was to replace
         written.append(path)
@@ -120,7 +122,7 @@ def test_ctrl_c_keeps_the_step_and_says_how_to_go_on(data, whole, tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(data, whole, tmp_path, monkeypatch):
-    import tumorseg.train as training
+    import tumorseg.training.train as training
     slices, real, run = open_data(data, 48), training.save_training, tmp_path / "run"
     def full(path, *rest):
         if len(pd.read_csv(run / "history.csv") if (run / "history.csv").exists() else []) >= 2:
@@ -157,12 +159,12 @@ def test_a_tracker_gets_every_epoch(data, tmp_path):
 
 TWO = """
 import sys
-import tumorseg.train as training
-from tumorseg.config import Config
-from tumorseg.sources import open_data
+import tumorseg.training.train as training
+from tumorseg.training.config import Config
+from tumorseg.data.sources import open_data
 training.best_precision = lambda device: "no"
-import tumorseg.checkpoint as checkpoint
-checkpoint.best_precision = training.best_precision
+import tumorseg.model.inference as inference
+inference.best_precision = training.best_precision
 training.train(open_data(sys.argv[1], 48), sys.argv[2], Config(epochs=2, width=4, depth=2, batch=6, parts=int(sys.argv[3])), on_epoch=lambda *_: None)
 from accelerate import PartialState
 assert PartialState().num_processes == int(sys.argv[4]), "not the number of processes that was asked for"
@@ -200,9 +202,9 @@ RESIDENT = """
 import sys, resource
 from pathlib import Path
 from torch import nn
-from tumorseg.config import Config
-from tumorseg.data import load_slices
-from tumorseg.train import train
+from tumorseg.training.config import Config
+from tumorseg.data.slices import load_slices
+from tumorseg.training.train import train
 slices, steps = load_slices(sys.argv[1]), iter(range(10**9))
 import numpy as np
 def resident(): return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20

@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 import torch
 
-from tumorseg.checkpoint import best_device, best_precision, load_model
-from tumorseg.config import Config
-from tumorseg.data import InputError, Slices
-from tumorseg.demo import write_demo
-from tumorseg.sources import open_data
-from tumorseg.train import resume, train
+from tumorseg.model.checkpoint import load_model
+from tumorseg.model.inference import best_device, best_precision
+from tumorseg.training.config import Config
+from tumorseg.core import InputError
+from tumorseg.data.slices import Slices
+from tumorseg.demo.tumours import write_demo
+from tumorseg.data.sources import open_data
+from tumorseg.training.train import resume, train
 
 CONFIG = Config(epochs=6, width=4, depth=2, batch=4)
 
@@ -33,7 +35,7 @@ def weights(run):
 def test_a_killed_training_goes_on_to_the_same_bits(data, tmp_path):
     slices = open_data(data, 48)
     train(slices, tmp_path / "whole", CONFIG)
-    code = ("import sys; from tumorseg.config import Config; from tumorseg.sources import open_data; from tumorseg.train import train\n"
+    code = ("import sys; from tumorseg.training.config import Config; from tumorseg.data.sources import open_data; from tumorseg.training.train import train\n"
             f"train(open_data(sys.argv[1], 48), sys.argv[2], {CONFIG!r})")
     process = subprocess.Popen([sys.executable, "-c", code, str(data), str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
     history = tmp_path / "killed" / "history.csv"
@@ -62,7 +64,7 @@ def test_mixed_precision_trains_as_float32_does(data, tmp_path, monkeypatch):
     slices, config = open_data(data, 48), Config(epochs=4, width=8, depth=2, batch=4, lr=1e-2)
     losses = {}
     for name in (best_precision(best_device()), "no"):
-        monkeypatch.setattr("tumorseg.train.best_precision", lambda device, name=name: name)
+        monkeypatch.setattr("tumorseg.training.train.best_precision", lambda device, name=name: name)
         losses[name] = pd.read_csv(train(slices, tmp_path / name, config) / "history.csv")["train_loss"].to_numpy()
     half, single = losses.values()
     assert np.isfinite(half).all() and np.abs(half - single).max() < .1, (half, single)

@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import tumorseg.tune
-from tumorseg.config import Config
-from tumorseg.data import InputError, Slices, UsageError
-from tumorseg.demo import write_demo
-from tumorseg.sources import open_data
-from tumorseg.space import load_config
-from tumorseg.tune import tune
+import tumorseg.tuning.tune
+from tumorseg.training.config import Config
+from tumorseg.core import InputError, UsageError
+from tumorseg.data.slices import Slices
+from tumorseg.demo.tumours import write_demo
+from tumorseg.data.sources import open_data
+from tumorseg.training.config import load_config
+from tumorseg.tuning.tune import tune
 
 SMALL = Config(epochs=4, width=4, depth=2, batch=4, ema=.5)
 SPACE = {"lr": (1e-3, 3e-2, "log"), "rotation_p": (0., 1.)}
@@ -27,14 +28,14 @@ KEYS = ["stage", "trial"]
 CHILD = """
 import os, sys, time
 from pathlib import Path
-import tumorseg.tune
-from tumorseg.config import Config
-from tumorseg.sources import open_data
+import tumorseg.tuning.tune
+from tumorseg.training.config import Config
+from tumorseg.data.sources import open_data
 data, out, storage, log, trials, kind = sys.argv[1:]
 sys.path.insert(0, TESTS)
 if kind == "stub":
     from test_tune import stub
-    tumorseg.tune.train, tumorseg.tune.resume = stub()
+    tumorseg.tuning.tune.train, tumorseg.tuning.tune.resume = stub()
 def noted(kind, own):
     def call(slices, run, *args, on_epoch, should_stop):
         with open(log, "a") as file: file.write(f"{os.getpid()} {kind} {run.name}\\n")
@@ -44,10 +45,10 @@ def noted(kind, own):
             time.sleep(.1)
         return own(slices, run, *args, on_epoch=slow, should_stop=should_stop)
     return call
-tumorseg.tune.train, tumorseg.tune.resume = noted("train", tumorseg.tune.train), noted("resume", tumorseg.tune.resume)
+tumorseg.tuning.tune.train, tumorseg.tuning.tune.resume = noted("train", tumorseg.tuning.tune.train), noted("resume", tumorseg.tuning.tune.resume)
 Path(f"{log}.ready.{os.getpid()}").touch()
 while not Path(log + ".go").exists(): time.sleep(.01)
-tumorseg.tune.tune(lambda size: open_data(data, size), out, int(trials), storage=storage or None, space=SPACE, start=SMALL, size=32)
+tumorseg.tuning.tune.tune(lambda size: open_data(data, size), out, int(trials), storage=storage or None, space=SPACE, start=SMALL, size=32)
 """.replace("SPACE", repr(SPACE)).replace("SMALL", repr(SMALL)).replace("TESTS", repr(str(Path(__file__).parent)))
 
 
@@ -134,8 +135,8 @@ def test_the_test_split_is_never_read(data, tmp_path, monkeypatch):
         slices = open_data(data, size)
         watched.extend((Watched(slices.images), Watched(slices.masks)))
         return Slices(*watched[-2:], slices.table)
-    own = tumorseg.tune.train
-    monkeypatch.setattr(tumorseg.tune, "train", lambda slices, *args, **calls: (seen.update(slices.table["name"]), own(slices, *args, **calls))[1])
+    own = tumorseg.tuning.tune.train
+    monkeypatch.setattr(tumorseg.tuning.tune, "train", lambda slices, *args, **calls: (seen.update(slices.table["name"]), own(slices, *args, **calls))[1])
     best = tune(open_at, tmp_path / "search", 4, space={**SPACE, "size": [32, 48]}, start=SMALL, size=32)
     table = open_data(data, 32).table
     test = set(np.flatnonzero(table["split"] == "test"))
@@ -166,8 +167,8 @@ def stub(score=lambda config: 1 - abs(np.log10(config.lr / 4e-3)), epoch=lambda:
 @pytest.fixture()
 def fake(monkeypatch):
     def use(train, resume):
-        monkeypatch.setattr(tumorseg.tune, "train", train)
-        monkeypatch.setattr(tumorseg.tune, "resume", resume)
+        monkeypatch.setattr(tumorseg.tuning.tune, "train", train)
+        monkeypatch.setattr(tumorseg.tuning.tune, "resume", resume)
     return use
 
 
