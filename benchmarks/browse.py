@@ -10,14 +10,14 @@ import numpy as np
 import tyro
 from machine import machine
 
-from tumorseg.widgets.browse import browse
+from tumorseg.data.slices import load_slices, save_slices
+from tumorseg.evaluation.predictions import Predictions, predict_split
 from tumorseg.model.checkpoint import save_model
 from tumorseg.model.inference import ModelInfo
-from tumorseg.data.slices import load_slices, save_slices
-from tumorseg.widgets.gallery import draw_slice
-from tumorseg.pictures import to_png
-from tumorseg.evaluation.predictions import Predictions, predict_split
 from tumorseg.model.unet import UNet
+from tumorseg.pictures import to_png
+from tumorseg.widgets.browse import browse
+from tumorseg.widgets.gallery import draw_slice
 
 SIZE = 256
 

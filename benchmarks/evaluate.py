@@ -16,8 +16,8 @@ import tyro
 from machine import machine
 
 from tumorseg import evaluate as module
-from tumorseg.model.inference import ModelInfo
 from tumorseg.data.slices import load_slices, save_slices
+from tumorseg.model.inference import ModelInfo
 
 
 def simulate(splits, size):

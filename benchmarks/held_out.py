@@ -13,11 +13,11 @@ import tyro
 from machine import machine
 
 from tumorseg.core import write_whole
-from tumorseg.data.slices import Slices
 from tumorseg.data.patients import with_patients
+from tumorseg.data.slices import Slices
+from tumorseg.data.sources import open_data
 from tumorseg.data.splits import choose_split
 from tumorseg.tuning.seeds import paired_difference, score_repeats
-from tumorseg.data.sources import open_data
 
 
 def challenger_and_start(search: Path, place: Path) -> Path:

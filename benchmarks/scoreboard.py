@@ -17,19 +17,17 @@ import torch
 import tyro
 from machine import machine
 
-from tumorseg.training.config import Config
 from tumorseg.core import write_whole
-from tumorseg.data.slices import Slices
-from tumorseg.evaluation.evaluate import evaluate
-from tumorseg.training.run import read_scores
-from tumorseg.data.splits import choose_folds
-from tumorseg.evaluation.cross_validation import pool_folds
-from tumorseg.metrics.intervals import bootstrap_interval, interval_groups
 from tumorseg.data.patients import with_patients
-from tumorseg.data.splits import choose_split, save_folds, use_folds
-from tumorseg.training.train import first_network
+from tumorseg.data.slices import Slices
 from tumorseg.data.sources import open_data
-from tumorseg.training.train import resume, train
+from tumorseg.data.splits import choose_folds, choose_split, save_folds, split_by
+from tumorseg.evaluation.cross_validation import pool_folds
+from tumorseg.evaluation.evaluate import evaluate
+from tumorseg.metrics.intervals import bootstrap_interval, interval_groups
+from tumorseg.training.config import Config
+from tumorseg.training.run import read_scores
+from tumorseg.training.train import first_network, resume, train
 
 
 def resnet34(slices, config):
@@ -100,7 +98,7 @@ def main(data: tyro.conf.Positional[str], # folder of data, or its name
     print("| network | million parameters | epochs | minutes a training | test Dice (95 %) | difference to the first, paired (95 %) | pooled | surface Dice "
           "| slices |\n" + 9 * "|---" + "|")
     made = choose_folds(slices, "patients", folds) if folds else None
-    parts = {f"fold_{fold}": use_folds(slices, made, fold) for fold in range(1, folds + 1)} if folds else {"run": choose_split(slices, split)[0]}
+    parts = {f"fold_{fold}": split_by(slices, made, fold) for fold in range(1, folds + 1)} if folds else {"run": choose_split(slices, split)[0]}
     first, rows = next(iter(parts.values())), []
     for name in networks:
         place = out / name

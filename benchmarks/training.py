@@ -23,13 +23,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from tumorseg.model.inference import ModelInfo, autocast, best_device, best_precision, measure_normalisation, normalise
-from tumorseg.training.config import Config
-from tumorseg.demo.tumours import write_demo
-from tumorseg.model.losses import dice_ce_loss
-from tumorseg.training.train import first_network
 from tumorseg.data.sources import open_data
-from tumorseg.training.train import train
+from tumorseg.demo.tumours import write_demo
+from tumorseg.model.inference import ModelInfo, autocast, best_device, best_precision, measure_normalisation, normalise
+from tumorseg.model.losses import dice_ce_loss
+from tumorseg.training.config import Config
+from tumorseg.training.train import first_network, train
 
 
 def wait(device):
@@ -169,7 +168,8 @@ def measure(size: int, rounds: int, patients: int, steps: int, batch: int, compi
                 Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST).save(folder / kind / f"{row:05d}_{name}.png")
     loops = {"one constant batch": OneBatch(slices, config, info, device), "tumorseg.train": Ours(slices, config, folder)}
     try:
-        import ignite, monai # noqa: F401
+        import ignite  # noqa: F401
+        import monai
         loops |= {"MONAI, as recommended": Monai(slices, config, info, device, half=device.type == "cuda"),
                   "MONAI, half precision on the CPU too": Monai(slices, config, info, device, half=True)}
     except ImportError: print("MONAI or pytorch-ignite is not installed: its rows are left out.", file=sys.stderr)

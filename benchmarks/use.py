@@ -13,9 +13,9 @@ import torch
 import tyro
 from machine import machine
 
-from tumorseg.model.inference import ModelInfo, best_device, normalise, probabilities
-from tumorseg.demo.tumours import write_demo
 from tumorseg.data.sources import open_data
+from tumorseg.demo.tumours import write_demo
+from tumorseg.model.inference import ModelInfo, best_device, normalise, probabilities
 from tumorseg.model.unet import UNet
 
 

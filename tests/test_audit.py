@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tumorseg.quality.audit import audit
-from tumorseg.data.coco import COCO_NAME
 from tumorseg.core import InputError
-from tumorseg.demo.tumours import write_demo
+from tumorseg.data.coco import COCO_NAME
 from tumorseg.data.experts import expert_contours, find_partners
 from tumorseg.data.patients import split_state, with_patients
 from tumorseg.data.sources import open_data
-from tumorseg.quality.verdict import report, verdict
+from tumorseg.demo.tumours import write_demo
+from tumorseg.quality.audit import audit
+from tumorseg.quality.verdict import audit_in_words, verdict
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -67,7 +67,7 @@ def test_clean(demo, work):
     assert verdict(facts)["clean"] and verdict(facts)["learn"] == "Outlines of tumours."
     assert facts["leakage"]["conclusion"] == "no" and facts["leakage"]["patients"]["leaking"] == 0 and facts["images"]["copies"] == []
     assert not any(labels[key] for key in ("rectangles", "slivers", "bbox_wrong_order", "bbox_stale", "area_stale"))
-    assert json.loads(json.dumps(facts)) == facts and "Nothing." in report(facts)
+    assert json.loads(json.dumps(facts)) == facts and "Nothing." in audit_in_words(facts)
     assert verdict(audit(open_data(demo, 96, work / "cache")))["clean"]  # without the folder, too
 
 
@@ -84,7 +84,7 @@ def test_planted(planted, work):
     assert facts["leakage"]["conclusion"] == "yes" and facts["leakage"]["patients"]["leaking"] == 1
     assert found["leaked"] == (slices.in_split("test").table["patient"] == planted["leaked"]).sum() > 0
     assert not verdict(facts)["clean"] and len(verdict(facts)["to_do"]) == 4
-    text = report(facts)
+    text = audit_in_words(facts)
     assert planted["sliver"] in text and f"7 of {labels['annotations']} annotations" in text and "Split by patients" in text
 
 
@@ -99,7 +99,7 @@ def test_one_split_and_few_slices(demo, work):
     slices = open_data(demo, 96, work / "cache")
     for few in (slices.in_split("train"), slices[:3], slices[[0, len(slices) - 1]]):
         facts = audit(few)
-        assert facts["slices"] == len(few) and report(facts) and verdict(facts)["to_do"]
+        assert facts["slices"] == len(few) and audit_in_words(facts) and verdict(facts)["to_do"]
 
 
 def test_blank_slices(work):
@@ -110,7 +110,7 @@ def test_blank_slices(work):
         for i in range(4):
             for kind in ("images", "masks"): Image.fromarray(np.zeros((40, 50), np.uint8)).save(folder / split / kind / f"{i}.png")
     facts = audit(open_data(folder, 32, work / "cache"), folder)
-    assert facts["labels"]["annotations"] == 0 and len(facts["labels"]["empty"]) == 8 and report(facts)
+    assert facts["labels"]["annotations"] == 0 and len(facts["labels"]["empty"]) == 8 and audit_in_words(facts)
     assert all(row["dice"] == 1 for row in facts["baselines"])  # empty and empty is 1
 
 

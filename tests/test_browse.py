@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from tumorseg.widgets.browse import browse, compare
-from tumorseg.model.checkpoint import save_model
-from tumorseg.model.inference import ModelInfo
 from tumorseg.core import InputError
 from tumorseg.data.slices import Slices, load_slices, save_slices
-from tumorseg.widgets.tags import read_tags
 from tumorseg.evaluation.predictions import Predictions, keep_maps, kept_maps, predict_split
+from tumorseg.model.checkpoint import save_model
+from tumorseg.model.inference import ModelInfo
+from tumorseg.widgets.browse import browse, compare
+from tumorseg.widgets.tags import read_tags
 
 
 class BrightIsTumour(torch.nn.Module):

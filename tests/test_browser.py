@@ -16,9 +16,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tumorseg.training.config import Config
-from tumorseg.demo.tumours import write_demo
 from tumorseg.data.sources import open_data
+from tumorseg.demo.tumours import write_demo
+from tumorseg.training.config import Config
 from tumorseg.training.train import train
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tumorseg.data.coco import COCO_NAME
 from tumorseg.core import InputError
+from tumorseg.data.coco import COCO_NAME
+from tumorseg.data.sources import open_data
 from tumorseg.demo.tumours import write_demo
 from tumorseg.quality.overview import count_subsets
-from tumorseg.data.sources import open_data
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from tumorseg.model.checkpoint import load_model, save_model
-from tumorseg.training.config import Config
+from tumorseg.checks.doctor import doctor, findings_in_words
+from tumorseg.checks.symptoms import TURNS, check_geometry, check_images, check_leakage, check_masks
 from tumorseg.core import InputError
 from tumorseg.data.slices import Slices
-from tumorseg.demo.tumours import write_demo
-from tumorseg.checks.doctor import doctor, report
 from tumorseg.data.sources import open_data
-from tumorseg.checks.symptoms import TURNS, check_geometry, check_images, check_leakage, check_masks
+from tumorseg.demo.tumours import write_demo
+from tumorseg.model.checkpoint import load_model, save_model
+from tumorseg.training.config import Config
 from tumorseg.training.train import train
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -49,7 +49,7 @@ def causes(*args): return [finding.cause for finding in doctor(*args)]
 
 def test_a_healthy_set_and_run_get_no_finding(slices, folder, healthy):
     assert doctor(slices, folder) == [] and doctor(slices, folder, healthy) == []
-    assert "Nothing found" in report([])
+    assert "Nothing found" in findings_in_words([])
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -86,7 +86,7 @@ def test_a_planted_fault_of_the_data_is_named_and_no_other(name, slices):
     cause, plant = DATA[name]
     findings = doctor(plant(slices))
     assert [finding.cause for finding in findings] == [cause], findings
-    assert findings[0].to_do in report(findings) and findings[0].evidence in report(findings) and any(map(str.isdigit, findings[0].evidence))
+    assert findings[0].to_do in findings_in_words(findings) and findings[0].evidence in findings_in_words(findings) and any(map(str.isdigit, findings[0].evidence))
 
 
 def test_masks_in_files_are_read_for_what_they_mean_or_refused(slices, tmp_path):

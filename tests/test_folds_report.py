@@ -11,15 +11,15 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from tumorseg.training.config import Config
 from tumorseg.core import InputError, UsageError
 from tumorseg.data.slices import Slices
-from tumorseg.demo.tumours import write_demo
-from tumorseg.evaluation.evaluate import evaluate
-from tumorseg.data.splits import choose_folds
-from tumorseg.evaluation.cross_validation import _environment, cross_validate
-from tumorseg.report import write_report
 from tumorseg.data.sources import open_data
+from tumorseg.data.splits import choose_folds
+from tumorseg.demo.tumours import write_demo
+from tumorseg.evaluation.cross_validation import _environment, cross_validate
+from tumorseg.evaluation.evaluate import evaluate
+from tumorseg.report import write_report
+from tumorseg.training.config import Config
 from tumorseg.training.train import train
 
 CONFIG = Config(epochs=2, width=4, depth=2, batch=4)

@@ -8,8 +8,8 @@ import zipfile
 import pytest
 
 from tumorseg.core import InputError
-from tumorseg.demo.tumours import write_demo
 from tumorseg.data.sources import KAGGLE, fetch, open_data
+from tumorseg.demo.tumours import write_demo
 
 
 @pytest.fixture

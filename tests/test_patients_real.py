@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tumorseg.core import InputError
-from tumorseg.data.patients import describe_split, leaking_patients, split_state, with_patients
-from tumorseg.data.splits import choose_split, load_folds, patient_folds, save_folds, use_folds
+from tumorseg.data.patients import leaking_patients, split_in_words, split_state, with_patients
 from tumorseg.data.sources import open_data
+from tumorseg.data.splits import choose_split, load_folds, patient_folds, save_folds, split_by
 
 SHARED = Path(__file__).parents[2] / "shared"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not beside the project (../shared)")
@@ -24,7 +24,7 @@ def kaggle(work): return with_patients(open_data(SHARED / "data/kaggle", 64, wor
 
 
 def test_the_official_split_leaks(kaggle):
-    assert split_state(kaggle) == "leak" and "429 of 429 slices of valid and 210 of 215 slices of test" in describe_split(kaggle)
+    assert split_state(kaggle) == "leak" and "429 of 429 slices of valid and 210 of 215 slices of test" in split_in_words(kaggle)
     assert len(leaking_patients(kaggle)) > 100
     with pytest.raises(InputError, match="--split patients"): choose_split(kaggle)
     assert choose_split(kaggle, "official")[0] is kaggle
@@ -34,13 +34,13 @@ def test_folds_of_the_kaggle_set(kaggle, work):
     folds = patient_folds(kaggle, 5, seed=0)
     sizes = np.bincount([folds.fold[name] for name in kaggle.table["name"]])[1:]
     assert sizes.min() > .8 * len(kaggle) / 5 and sizes.max() < 1.2 * len(kaggle) / 5
-    shares = [(use_folds(kaggle, folds, fold).in_split("test").table["category"] == 1).mean() for fold in range(1, 6)]
+    shares = [(split_by(kaggle, folds, fold).in_split("test").table["category"] == 1).mean() for fold in range(1, 6)]
     assert max(shares) - min(shares) < .15
     save_folds(work / "folds.json", folds)
     for fold in range(1, 6):
         chosen, again = choose_split(kaggle, str(work / "folds.json"), fold=fold)
         assert split_state(chosen) == "separate" and again == folds == load_folds(work / "folds.json")
-    with pytest.raises(InputError, match="another data set"): use_folds(kaggle[:2000], folds)
+    with pytest.raises(InputError, match="another data set"): split_by(kaggle[:2000], folds)
 
 
 def test_the_authors_folds(work):

@@ -12,15 +12,13 @@ from scipy.spatial.distance import directed_hausdorff
 from scipy.special import expit
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
-from tumorseg.metrics.calibration import calibration_error, fit_temperature, logit_counts
-from tumorseg.model.inference import ModelInfo
 from tumorseg.data.slices import Slices
-from tumorseg.metrics.masks import count_tumours
 from tumorseg.evaluation.evaluate import evaluate, score_slices, summarise
-from tumorseg.training.run import read_scores
+from tumorseg.metrics.calibration import calibration_error, fit_temperature, logit_counts
 from tumorseg.metrics.intervals import bootstrap_interval
-from tumorseg.metrics.masks import count_masks, dice, iou, precision, recall
-from tumorseg.metrics.masks import surface_scores
+from tumorseg.metrics.masks import count_masks, count_tumours, dice, iou, precision, recall, surface_scores
+from tumorseg.model.inference import ModelInfo
+from tumorseg.training.run import read_scores
 
 RNG = np.random.default_rng(0)
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from tumorseg.data.coco import COCO_NAME
 from tumorseg.core import InputError
+from tumorseg.data.coco import COCO_NAME
 from tumorseg.data.sources import open_data
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tumorseg.data.experts import expert_contours, find_partners, partner_summary
+from tumorseg.data.experts import expert_contours, find_partners, partners_in_words
 from tumorseg.data.sources import open_data
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -50,7 +50,7 @@ def test_expert_contours(kaggle, figshare):
     assert partners["verdict"].value_counts().to_dict() == {"same number": 1750, "not there": 395, "another number": 1}
     [wrong] = partners[partners["verdict"] == "another number"].to_dict("records")
     assert wrong["name"].startswith("valid/2810_") and wrong["partner_name"] == "2851.mat" and wrong["correlation"] < .6
-    assert partners.loc[partners["verdict"] == "same number", "correlation"].min() > .94 and "2851.mat" in partner_summary(partners)
+    assert partners.loc[partners["verdict"] == "same number", "correlation"].min() > .94 and "2851.mat" in partners_in_words(partners)
     experts = expert_contours(kaggle, figshare, partners)
     boxes = kaggle.masks[partners["partner"].to_numpy() >= 0]
     areas, contours = boxes.sum((1, 2)), experts.masks.sum((1, 2))

@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
+from tumorseg.core import InputError
+from tumorseg.data.slices import TABLE, load_slices
+from tumorseg.data.sources import open_data
+from tumorseg.demo.tumours import write_demo
 from tumorseg.model.checkpoint import load_model
 from tumorseg.model.inference import best_device
 from tumorseg.training.config import Config
-from tumorseg.core import InputError
-from tumorseg.data.slices import TABLE, load_slices
-from tumorseg.demo.tumours import write_demo
-from tumorseg.data.sources import open_data
 from tumorseg.training.train import resume, train
 
 CONFIG = Config(epochs=6, width=4, depth=2, batch=4)

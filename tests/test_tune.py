@@ -12,12 +12,11 @@ import pandas as pd
 import pytest
 
 import tumorseg.tuning.tune
-from tumorseg.training.config import Config
 from tumorseg.core import InputError, UsageError
 from tumorseg.data.slices import Slices
-from tumorseg.demo.tumours import write_demo
 from tumorseg.data.sources import open_data
-from tumorseg.training.config import load_config
+from tumorseg.demo.tumours import write_demo
+from tumorseg.training.config import Config, load_config
 from tumorseg.tuning.tune import tune
 
 SMALL = Config(epochs=4, width=4, depth=2, batch=4, ema=.5)

@@ -27,11 +27,11 @@ Settings = Annotated[Config, tyro.conf.arg(name="")] # its fields become options
 
 def _with_contours(slices: Slices, contours: str) -> Slices:
     "The slices that have an expert contour in the figshare set, with it and its patients; what was matched is told on stderr."
-    from tumorseg.data.experts import expert_contours, find_partners, partner_summary
+    from tumorseg.data.experts import expert_contours, find_partners, partners_in_words
     from tumorseg.data.sources import open_data
     experts = open_data(contours, slices.masks.shape[-1])
     partners = find_partners(slices, experts)
-    print(partner_summary(partners), file=sys.stderr)
+    print(partners_in_words(partners), file=sys.stderr)
     return expert_contours(slices, experts, partners)
 
 def _open(data: str | Path, size: int, patients: Path | None, contours: str) -> Slices:
@@ -52,19 +52,19 @@ def _split(slices: Slices, split: str, folds: int | None, fold: int | None) -> "
 def demo(out: Path = Path("demo"), # folder for everything that is made
          ) -> None:
     "The main job on simulated slices: make them, audit, train, evaluate, predict. Some minutes on a laptop; nothing is downloaded."
-    from tumorseg.quality.audit import audit
-    from tumorseg.demo.tumours import write_demo
-    from tumorseg.evaluation.evaluate import evaluate, in_words
-    from tumorseg.model.predict import Segmenter, predict_files
     from tumorseg.data.sources import open_data
+    from tumorseg.demo.tumours import write_demo
+    from tumorseg.evaluation.evaluate import evaluate, scores_in_words
+    from tumorseg.model.predict import Segmenter, predict_files
+    from tumorseg.quality.audit import audit
+    from tumorseg.quality.verdict import audit_in_words
     from tumorseg.training.train import resume, train
-    from tumorseg.quality.verdict import report
     folder = write_demo(out / "data")
     slices, run = open_data(folder, 128), out / "run"
-    print(report(audit(slices, folder)), end="\n\n", flush=True)
+    print(audit_in_words(audit(slices, folder)), end="\n\n", flush=True)
     if (run / "config.json").exists(): resume(slices, run)
     else: train(slices, run, Config(epochs=20))
-    print(in_words(evaluate(run, slices)))
+    print(scores_in_words(evaluate(run, slices)))
     done, _ = predict_files(Segmenter(run), sorted((folder / "test").glob("*.jpg"))[:8], out / "predictions")
     print(f"Look at {run / 'overlays' / 'median.png'} and at the {len(done)} predictions in {out / 'predictions'}")
 
@@ -85,16 +85,16 @@ def audit(data: Argument[str], # folder of data, or `kaggle`, `figshare`, `lgg`
     "Say what a data set is worth: its labels, its split, its patients, and what a score on it means."
     from json import dumps
 
-    from tumorseg.quality.audit import audit
     from tumorseg.core import write_whole
-    from tumorseg.pictures import figure_png
     from tumorseg.data.sources import FETCHED, fetch
-    from tumorseg.quality.verdict import plot_audit, report, verdict
+    from tumorseg.pictures import figure_png
+    from tumorseg.quality.audit import audit
+    from tumorseg.quality.verdict import audit_in_words, plot_audit, verdict
     folder = fetch(data) if data in FETCHED else Path(data)
     slices = _open(folder, size, patients, contours="")
     experts = _with_contours(slices, contours) if contours else None
     facts = audit(slices, folder, experts)
-    print(report(facts))
+    print(audit_in_words(facts))
     if json: write_whole(json, dumps({**facts, "verdict": verdict(facts)}, indent=1).encode())
     if figure: write_whole(figure, figure_png(plot_audit(slices, facts, experts)))
 
@@ -112,14 +112,14 @@ def train(data: Argument[str], # folder of data, or `kaggle`, `figshare`, `lgg` 
           tracker: str = "", # where each epoch is logged too: tensorboard, wandb, mlflow, trackio
           ) -> None:
     "Train a U-Net. Everything is kept in the run folder: settings, history, best weights."
+    from tumorseg.data.patients import split_in_words
     from tumorseg.training import run as runs
     from tumorseg.training import train as training
-    from tumorseg.data.patients import describe_split
     if resume:
         training.resume(runs.reopen(_open(data, runs.read_config(out)["size"], patients, contours), out), out, tracker=tracker)
     else:
         slices, made = _split(_open(data, size, patients, contours), split, folds, fold)
-        print(describe_split(slices), file=sys.stderr)
+        print(split_in_words(slices), file=sys.stderr)
         training.train(slices, out, settings, folds=made, tracker=tracker)
     if os.environ.get("RANK", "0") == "0": print(out) # one of several processes says so
 
@@ -135,11 +135,11 @@ def cross_validate(data: Argument[str], # folder of data, or `kaggle`, `figshare
                    contours: str = "", # folder with the figshare contours of the same images, or `figshare`: they replace the labels
                    ) -> None:
     "Train and score a run for each fold of patients, then put the scores together: every slice once, by a network that knows no slice of its patient."
-    from tumorseg.evaluation.evaluate import in_words
     from tumorseg.data.splits import choose_folds
     from tumorseg.evaluation.cross_validation import cross_validate
+    from tumorseg.evaluation.evaluate import scores_in_words
     slices = _open(data, size, patients, contours)
-    print(in_words(cross_validate(slices, out, settings, choose_folds(slices, split, folds), at_once)))
+    print(scores_in_words(cross_validate(slices, out, settings, choose_folds(slices, split, folds), at_once)))
     print(f"The folds, the slices and a picture: folds.csv, slices.csv, folds.png in {out}")
 
 def tune(data: Argument[str], # folder of data, or `kaggle`, `figshare`, `lgg`
@@ -159,16 +159,16 @@ def tune(data: Argument[str], # folder of data, or `kaggle`, `figshare`, `lgg`
          contours: str = "", # folder with the figshare contours of the same images, or `figshare`: they replace the labels
          ) -> None:
     "Search for better settings on the validation slices. best.json is for `tumorseg train --config`. The same command again goes on."
-    from tumorseg.data.patients import describe_split
-    from tumorseg.tuning.seeds import paired_difference, repeat
+    from tumorseg.data.patients import split_in_words
     from tumorseg.training.config import load_config
+    from tumorseg.tuning.seeds import paired_difference, repeat
     from tumorseg.tuning.space import SPACE, load_space
     from tumorseg.tuning.tune import tune
     known = load_space(space, settings) if space else SPACE
     tell = cache(lambda sentence: print(sentence, file=sys.stderr)) # once, and not for each size of the search
     def open_at(pixels: int) -> Slices:
         slices, _ = _split(_open(data, pixels, patients, contours), split, folds, fold)
-        tell(describe_split(slices))
+        tell(split_in_words(slices))
         return slices
     best = tune(open_at, out, trials, timeout, storage, known, settings, size)
     if best["trial"] is None: print("No trial of the second stage is finished. The same command again goes on."); return
@@ -188,10 +188,10 @@ def evaluate(run: Argument[Path], # folder of a training
              contours: str = "", # folder with the figshare contours of the same images, or `figshare`: they replace the labels
              ) -> None:
     "Score a run; writes metrics.json, slices.csv and overlays/ into its folder."
-    from tumorseg.evaluation.evaluate import evaluate, in_words
+    from tumorseg.evaluation.evaluate import evaluate, scores_in_words
     from tumorseg.model.predict import Segmenter
     from tumorseg.training.run import reopen
-    print(in_words(evaluate(run, reopen(_open(data, Segmenter(run).info.size, patients, contours), run), split)))
+    print(scores_in_words(evaluate(run, reopen(_open(data, Segmenter(run).info.size, patients, contours), run), split)))
 
 def compare(runs_and_data: Argument[tuple[str, ...]], # folders of two trainings or more, and last the folder of data, or `kaggle`
             split: str = "test", # which split of the first run
@@ -227,10 +227,10 @@ def doctor(data: Argument[str], # folder of data, or `kaggle`
            contours: str = "", # folder with the figshare contours of the same images, or `figshare`: they replace the labels
            ) -> None:
     "Find out why a prediction is all black, or a loss does not move: each cause is tested, and each finding says what to do."
-    from tumorseg.checks.doctor import doctor, report
+    from tumorseg.checks.doctor import doctor, findings_in_words
     from tumorseg.training.run import read_config
     size = read_config(run)["size"] if run else 128
-    print(report(doctor(_open(data, size, patients, contours), Path(data) if Path(data).is_dir() else None, run)))
+    print(findings_in_words(doctor(_open(data, size, patients, contours), Path(data) if Path(data).is_dir() else None, run)))
 
 def predict(files: Argument[tuple[Path, ...]], # pictures: JPG, PNG or TIFF of any size
             out: Path, # folder for NAME_mask.png and NAME_overlay.png

@@ -14,12 +14,12 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from .core import UsageError
-from .data.images import fit_image, fit_mask
+from .data.images import mask_to_square, to_square
 from .data.slices import Slices
 
 # %% ../nbs/pictures.ipynb #9513c4f5
@@ -102,8 +102,8 @@ def tiles(slices: Slices, # N slices of any size
           side: int = TILE, # of the small pictures, pixels
           ) -> tuple[np.ndarray, np.ndarray]: # uint8 (N, side, side), first channel; uint8 (N, side, side) of 0 and 1
     "Slices and masks, made small (or large) to be looked at."
-    return (np.array([fit_image(image[:1], side)[0] for image in slices.images]).reshape(-1, side, side),
-            np.array([fit_mask(mask, side) for mask in slices.masks]).reshape(-1, side, side))
+    return (np.array([to_square(image[:1], side)[0] for image in slices.images]).reshape(-1, side, side),
+            np.array([mask_to_square(mask, side) for mask in slices.masks]).reshape(-1, side, side))
 
 def _outlined(grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
     "The slice in grey, (H, W, 3), the edge of the mask in orange."

@@ -13,9 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
-from PIL import Image
 from jinja2 import Environment
 from matplotlib.figure import Figure
+from PIL import Image
 
 from .core import InputError, write_whole
 from .data.images import read_image
@@ -25,7 +25,7 @@ from .data.splits import load_folds
 from .pictures import figure_png
 from .quality.audit import audit
 from .quality.overview import count_subsets
-from .quality.verdict import plot_audit, report, verdict
+from .quality.verdict import audit_in_words, plot_audit, verdict
 from .training.config import Config
 from .training.curves import plot_history
 from .training.run import read_config, read_table, reopen
@@ -221,7 +221,7 @@ def write_report(run: str | Path, # folder of a training, evaluated or not
         fingerprint=facts["fingerprint"], patients=facts["data"].get("patients", ""),
         data=[("A label; a slice that is scored and its nearest in train; what is reached without learning",
                picture_address(plot_audit(slices, found)))],
-        audited=report(found), settings=[{"setting": name.replace("_", " "), "value": str(value)} for name, value in settings.items()],
+        audited=audit_in_words(found), settings=[{"setting": name.replace("_", " "), "value": str(value)} for name, value in settings.items()],
         command=train_command(run, slices))
     write_whole(run / "report.html", page.encode())
     return run / "report.html"

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from ..data.alike import duplicates, looks
-from ..data.images import PICTURES, fit_mask
+from ..data.alike import duplicates, thumbnails
+from ..data.images import PICTURES, mask_to_square
 from ..data.slices import Slices
 from ..model.inference import ModelInfo, measure_normalisation
 from ..quality.leakage import find_leakage
@@ -58,7 +58,7 @@ def check_masks(slices: Slices, # any, also arrays of your own
                         "Keep one channel: masks = (masks[..., 0] > 0).astype(np.uint8).")]
     if masks.shape != (len(images), *images.shape[2:]):
         return [Finding("geometry", f"The masks are {masks.shape}, the images {images.shape}: (N, H, W) and (N, C, H, W) must agree.",
-                        "Bring both to one size with fit_image and fit_mask.")]
+                        "Bring both to one size with to_square and mask_to_square.")]
     wrong = _wrong_values(masks)
     if wrong: return wrong
     areas, evidence = np.array([int(np.count_nonzero(mask)) for mask in masks]), []
@@ -141,8 +141,8 @@ def contrasts(slices: Slices, # any
     for start in range(0, len(rows), 256):
         part = slice(start, start + 256)
         some = slices[rows[part]]
-        images = looks(some).reshape(-1, SIDE, SIDE) * SIDE # mean 0, deviation 1
-        weights = np.stack([_inside_minus_ring(fit_mask(mask, SIDE) > 0) for mask in some.masks])
+        images = thumbnails(some).reshape(-1, SIDE, SIDE) * SIDE # mean 0, deviation 1
+        weights = np.stack([_inside_minus_ring(mask_to_square(mask, SIDE) > 0) for mask in some.masks])
         turned[part] = np.stack([np.einsum("nij,nij->n", images, turn(weights)) for _, turn in TURNS.values()], 1)
         padded = [np.fft.rfft2(array, (SIDE + 2 * RANGE,) * 2) for array in (images, weights)] # padded: what leaves does not come back
         whole = np.fft.irfft2(padded[0] * padded[1].conj(), (SIDE + 2 * RANGE,) * 2)
@@ -216,7 +216,7 @@ def check_geometry(slices: Slices, # with masks of 0 and 1
 def check_leakage(slices: Slices, # with splits
                   ) -> list[Finding]: # of cause "leakage"
     "Whether patients, or the very pictures, are on both sides of the split."
-    small = looks(slices)
+    small = thumbnails(slices)
     leakage, copies = find_leakage(slices, small), duplicates(slices, small)
     across = copies[copies["split"] != copies["other_split"]]
     if leakage["conclusion"] in LEAKING:

@@ -15,7 +15,7 @@ import pandas as pd
 from pycocotools import mask as coco_mask
 
 from ..core import InputError, leaves_folder
-from .images import fit_image, fit_mask, is_box, read_image
+from .images import is_box, mask_to_square, read_image, to_square
 from .slices import SPLITS, Sample
 
 # %% ../../nbs/data/02_coco.ipynb #1c22730e
@@ -146,7 +146,7 @@ def coco_sample(entry: dict, # from `coco_entries`
     mask = np.bitwise_or.reduce(masks) if masks else np.zeros((height, width), np.uint8)
     row = dict(name=f"{split}/{entry['file_name']}", split=split, patient=str(entry.get("patient", "")),
                category=category, label=label, height=height, width=width)
-    return fit_image(pixels, size), fit_mask(mask, size), row
+    return to_square(pixels, size), mask_to_square(mask, size), row
 
 # %% ../../nbs/data/02_coco.ipynb #99daf4b0
 def _box_state(bbox: object, left: float, top: float, width: float, height: float) -> str:

@@ -19,7 +19,7 @@ API = "https://api.figshare.com/v2"
 
 def _get(url: str, **options):
     "A streamed answer of 200 or 206; ValueError with the reason where there is none."
-    import requests # here: its import takes a sixth of a second
+    import requests  # here: its import takes a sixth of a second
     try: answer = requests.get(url, stream=True, timeout=30, **options)
     except requests.RequestException as error: raise ValueError(f"no answer from the server ({type(error).__name__})") from None
     if answer.status_code not in (200, 206, 416): raise ValueError(f"the server answered {answer.status_code} {answer.reason}")

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from ..core import InputError
-from .images import MAX_PIXELS, fit_image, fit_mask, to_8_bits
+from .images import MAX_PIXELS, mask_to_square, to_8_bits, to_square
 from .slices import Sample
 
 # %% ../../nbs/data/05_figshare.ipynb #1858944f
@@ -86,7 +86,7 @@ def figshare_sample(entry: dict, # from `figshare_entries`: path, name, split
     height, width = image.shape
     row = dict(name=entry["name"], split=entry["split"], patient=patient_of(pid), category=int(label), label="contour" if drawn else "",
                height=height, width=width)
-    return fit_image(pixels, size), fit_mask(mask.astype(np.uint8), size), row
+    return to_square(pixels, size), mask_to_square(mask.astype(np.uint8), size), row
 
 def _some(values: np.ndarray) -> str:
     found = np.unique(values)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import InputError
-from .images import PICTURES, fit_image, fit_mask, is_box, read_image
+from .images import PICTURES, is_box, mask_to_square, read_image, to_square
 from .slices import SPLITS, Sample
 
 # %% ../../nbs/data/03_folders.ipynb #ca6b1dae
@@ -98,7 +98,7 @@ def pair_sample(entry: dict, # from `pair_entries` or `lgg_entries`
     boxed = not entry["known_contour"] and mask.sum() > 16 and is_box(mask)
     row = dict(name=entry["name"], split=entry["split"], patient=entry["patient"], category=int(mask.any()),
                label=("box" if boxed else "contour") if mask.any() else "", height=height, width=width)
-    return fit_image(image, size), fit_mask(mask, size), row
+    return to_square(image, size), mask_to_square(mask, size), row
 
 # %% ../../nbs/data/03_folders.ipynb #af88518f
 def _patients(folder: Path) -> list[Path]:

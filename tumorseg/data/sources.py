@@ -103,7 +103,7 @@ def fetch(name: str, # "kaggle", "figshare" or "lgg"
     "Download a data set that tumorseg knows; what is already there is not downloaded again. No account is needed."
     if name not in FETCHED: raise UsageError(f"'{name}' is not a data set that can be fetched. Known: {', '.join(FETCHED)}.")
     if name == "figshare": return download_article(FIGSHARE, to or user_cache_path("tumorseg") / "figshare")
-    import kagglehub # here, because its import takes half a second
+    import kagglehub  # here, because its import takes half a second
     handle = {"kaggle": KAGGLE, "lgg": LGG}[name]
     try: return Path(kagglehub.dataset_download(handle, output_dir=None if to is None else str(to)))
     except Exception as error: # no network, a proxy, a full disk: kagglehub lets every library's own errors through

@@ -12,13 +12,28 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from contourpy import contour_generator
+from PIL import Image
 
 from ..core import InputError, UsageError, new_folder, progress_bar
 from tumorseg.demo.anatomy import (
-    HEAD, LATTICES, VIEWS, Head, Pixels, brain_distance, draw_fields, draw_numbers, draw_turn, ellipsoid,
-    paint_brain, paint_head, scan, slice_pixels, smooth_field, soft_step, to_template,
+    HEAD,
+    LATTICES,
+    VIEWS,
+    Head,
+    Pixels,
+    brain_distance,
+    draw_fields,
+    draw_numbers,
+    draw_turn,
+    ellipsoid,
+    paint_brain,
+    paint_head,
+    scan,
+    slice_pixels,
+    smooth_field,
+    soft_step,
+    to_template,
 )
 
 # %% ../../nbs/demo/01_tumours.ipynb #dbf01dc2

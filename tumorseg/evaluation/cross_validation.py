@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from ..core import InputError, UsageError, progress_bar, write_whole
 from ..data.slices import Slices, load_slices, save_slices
-from ..data.splits import Folds, choose_folds, load_folds, save_folds, use_folds
+from ..data.splits import Folds, choose_folds, load_folds, save_folds, split_by
 from .evaluate import baseline_rows, evaluate, score_tables, summarise
 from ..metrics.intervals import bootstrap_interval, interval_groups
 from ..pictures import figure_png
@@ -68,7 +68,7 @@ def _process() -> None:
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     shared, run, number, settings = sys.argv[1:]
     folds = load_folds(Path(run).parent / "folds.json")
-    sys.exit(_train_fold(use_folds(load_slices(shared), folds, int(number)), Path(run), Config(**json.loads(settings)), folds) or 0)
+    sys.exit(_train_fold(split_by(load_slices(shared), folds, int(number)), Path(run), Config(**json.loads(settings)), folds) or 0)
 
 def _environment(place: int, at_once: int) -> dict[str, str]:
     "The environment of the fold at one of `at_once` places: its share of the threads, and its GPU where there are any."
@@ -191,7 +191,7 @@ def cross_validate(slices: Slices, # of any source
     begun ones go on. A fold that fails does not stop the others; InputError at the end says which and why."""
     if at_once < 1: raise UsageError(f"at_once is {at_once}: give the number of folds to train at a time, 1 or more.")
     out, folds = Path(out), folds or choose_folds(slices)
-    parts = {number: use_folds(slices, folds, number) for number in range(1, folds.count + 1)}
+    parts = {number: split_by(slices, folds, number) for number in range(1, folds.count + 1)}
     runs = {number: out / f"fold_{number}" for number in parts}
     if (out / "folds.json").exists() and load_folds(out / "folds.json") != folds:
         raise InputError(f"{out}: holds a cross-validation with other folds. Choose another folder.")

@@ -117,7 +117,7 @@ def surface_scores(predicted: np.ndarray, # (N, H, W) of 0 and 1, or bool
 
     Both masks empty: HD95 0 and NSD 1. One of them empty: HD95 NaN and NSD 0. ValueError where shapes differ.
     """
-    from monai.metrics import compute_hausdorff_distance, compute_surface_dice # here: it takes seconds
+    from monai.metrics import compute_hausdorff_distance, compute_surface_dice  # here: it takes seconds
     if predicted.shape != truth.shape:
         raise ValueError(f"The prediction is {predicted.shape}, the truth {truth.shape}: give two of one shape.")
     hd95, nsd = np.zeros(len(truth), np.float32), np.ones(len(truth), np.float32)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..core import InputError, UsageError, progress_bar, write_whole
-from ..data.images import fit_image, read_image, unfit
+from ..data.images import from_square, read_image, to_square
 from .checkpoint import load_model
 from .inference import best_device, probabilities
 from ..pictures import overlay, to_png
@@ -47,7 +47,7 @@ class Segmenter:
         image = image[None] if image.ndim == 2 else image
         if len(image) != self.channels:
             raise InputError(f"The picture has {len(image)} channels, the model was trained on {self.channels}.")
-        return unfit(self.slices(fit_image(image, self.info.size)[None])[0], *image.shape[1:])
+        return from_square(self.slices(to_square(image, self.info.size)[None])[0], *image.shape[1:])
 
     def mask(self,
              picture: str | Path | np.ndarray, # as in the call

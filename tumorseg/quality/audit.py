@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from ..core import progress_bar
-from ..data.alike import duplicates, looks
+from ..data.alike import duplicates, thumbnails
 from ..data.coco import annotation_facts, coco_files
 from ..data.images import PICTURES, is_box
 from ..data.patients import with_patients
@@ -73,7 +73,7 @@ def audit_labels(slices: Slices, # any source
 
 # %% ../../nbs/quality/03_audit.ipynb #f0ee02bc
 def audit_images(slices: Slices, # any source
-                 small: np.ndarray, # their `looks`
+                 small: np.ndarray, # their `thumbnails`
                  folder: str | Path | None = None, # where they came from, to look at the channels of its files
                  ) -> dict: # numbers, and lists
     "Sizes of the files, how many of up to 200 files have equal channels, and pairs that are one picture, across splits or within."
@@ -126,7 +126,7 @@ def audit(slices: Slices, # any source
         contours=0 if contours is None else int(slices.table["name"].isin(contours.table["name"]).sum()),
     )
     with progress_bar(total=5, desc="auditing", unit="step") as bar:
-        small = looks(slices); bar.update()
+        small = thumbnails(slices); bar.update()
         facts["labels"] = audit_labels(slices, folder); bar.update()
         facts["images"] = audit_images(slices, small, folder); bar.update()
         facts["leakage"] = find_leakage(slices, small); bar.update()

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import InputError
-from ..data.alike import looks, nearest
+from ..data.alike import nearest, thumbnails
 from ..data.slices import Slices
 from ..metrics.intervals import bootstrap_interval, interval_groups
 from ..metrics.masks import count_masks, dice
@@ -37,7 +37,7 @@ def copied_masks(train: Slices, # to copy from
     "The label of the most correlated training slice. InputError where the patient's own are to be left out and some patient is unknown."
     groups = (None, None) if own else (test.table["patient"].to_numpy(), train.table["patient"].to_numpy())
     if not own and "" in {*groups[0], *groups[1]}: raise InputError("Some patients are unknown: their own slices cannot be left out.")
-    rows, _ = nearest(looks(test), looks(train), *groups)
+    rows, _ = nearest(thumbnails(test), thumbnails(train), *groups)
     return np.stack([train.masks[row] for row in rows])
 
 # %% ../../nbs/quality/01_baselines.ipynb #937427d6

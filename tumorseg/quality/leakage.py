@@ -40,7 +40,7 @@ FAR = 50 # numbers further apart than this are of different patients, nearly alw
 CLOSE = 2 # numbers at most this far apart may be neighbours
 
 def from_numbers(slices: Slices, # with splits
-                 small: np.ndarray, # their `looks`
+                 small: np.ndarray, # their `thumbnails`
                  ) -> dict | None: # `limit`, and `splits`; None where files have no numbers of their own
     """Slices with an alike neighbour in train (`leaked`): a file number at most `CLOSE` away, and more correlated than 99 % of the pairs
     with numbers more than `FAR` apart (`limit`).
@@ -59,7 +59,7 @@ def from_numbers(slices: Slices, # with splits
 
 # %% ../../nbs/quality/00_leakage.ipynb #a78b3d4b
 def from_pictures(slices: Slices, # with splits
-                  small: np.ndarray, # their `looks`
+                  small: np.ndarray, # their `thumbnails`
                   ) -> dict | None: # for each other split: slices, beats (0..1); None where a side has fewer than ten
     """How often a slice's nearest in train is more alike than the nearest of a training slice among the others (`beats`): about one half
     where the same people are on both sides, much less where they are not.
@@ -87,7 +87,7 @@ def _say_patients(found: dict, first: str) -> str:
             f"with the neighbouring slice in {first} for {near}.")
 
 def find_leakage(slices: Slices, # any source
-                 small: np.ndarray, # their `looks`
+                 small: np.ndarray, # their `thumbnails`
                  ) -> dict: # conclusion, source, sentence; patients, numbers, pictures: what each of them said, None where it could not
     """Whether the same people are on both sides. `conclusion` is "yes" or "no" (from patients: certain), "likely" (from file numbers),
     "suspected" (from pictures), "no sign" (from these two) or "unknown" (one split only, or nothing to go by).

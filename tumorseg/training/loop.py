@@ -92,7 +92,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
     "Batch normalisation with the mean and variance of the slices of all processes: (B,C,H,W) as it came."
     def forward(self, x: Tensor) -> Tensor:
         if not self.training: return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce # differentiable
+        from torch.distributed.nn.functional import all_reduce  # differentiable
         values = x.float()
         sums = torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), values.new_tensor([x.numel() / x.shape[1]])])
         total, squares, count = all_reduce(sums).split([self.num_features, self.num_features, 1])

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..core import InputError, write_whole
-from ..data.patients import describe_split
+from ..data.patients import split_in_words
 from ..data.slices import TABLE, Slices
 from ..data.splits import Folds, save_folds
 from ..model.inference import best_device, best_precision
@@ -30,7 +30,7 @@ def _describe(slices: Slices, config: Config, network: nn.Module) -> dict:
     return {"config": asdict(config), "size": slices.images.shape[-1],
             "architecture": {"name": type(network).__name__, **getattr(network, "settings", {})},
             "data": {"fingerprint": slices.fingerprint(), "slices": slices.table.groupby("split", sort=False).size().to_dict(),
-                     "patients": describe_split(slices)},
+                     "patients": split_in_words(slices)},
             "device": torch.cuda.get_device_name() if device.type == "cuda" else device.type, "precision": best_precision(device),
             "versions": {"python": platform.python_version(),
                          **{name: version(name) for name in ("tumorseg", "torch", "torchvision", "numpy")}}}

@@ -13,7 +13,7 @@ import ipywidgets as widgets
 import numpy as np
 
 from ..core import UsageError
-from ..data.alike import NEAR_DUPLICATE, looks, nearest
+from ..data.alike import NEAR_DUPLICATE, nearest, thumbnails
 from ..data.slices import Slices
 from ..pictures import _outlined, sheet, tiles, to_png
 
@@ -50,7 +50,7 @@ def alike_pairs(slices: Slices, # N slices
                 ) -> tuple[np.ndarray, np.ndarray]: # int64 (P, 2), rows, each slice in one pair at least; float32 (P,), -1..1, descending
     "Each slice with the one that looks most like it, the most alike first. Nothing where there are fewer than two slices."
     if len(slices) < 2: return np.zeros((0, 2), int), np.zeros(0, np.float32)
-    small, rows = looks(slices), np.arange(len(slices))
+    small, rows = thumbnails(slices), np.arange(len(slices))
     place, value = nearest(small, small, rows, rows)
     pairs, first = np.unique(np.sort(np.stack([rows, place], 1), 1), axis=0, return_index=True)
     order = (-value[first]).argsort(kind="stable")

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..core import UsageError
-from ..data.images import fit_image, fit_mask
+from ..data.images import mask_to_square, to_square
 from ..evaluation.predictions import Predictions, of_patient, to_level
 from ..pictures import FALSE, FOUND, MISSED, outline, overlay
 
@@ -148,9 +148,9 @@ def draw_strip(predictions: Predictions, # of one model
     first = max(0, min(int(np.searchsorted(rows, row)) - most // 2, len(rows) - most))
     tiles = []
     for other in rows[first:first + most]:
-        image = fit_image(predictions.slices.images[other, :1], 112)
-        mask = fit_mask(predictions.mask(other, threshold).astype(np.uint8), 112)
-        truth = fit_mask(predictions.slices.masks[other], 112) if predictions.truth else None # a small part never vanishes
+        image = to_square(predictions.slices.images[other, :1], 112)
+        mask = mask_to_square(predictions.mask(other, threshold).astype(np.uint8), 112)
+        truth = mask_to_square(predictions.slices.masks[other], 112) if predictions.truth else None # a small part never vanishes
         tile = np.full((142, 118, 3), 255 if other == row else 16, np.uint8)
         tile[3:115, 3:115] = overlay(image, mask, truth)
         tile[118:] = _bar(118, _score(predictions, other, threshold).replace("tumour, Dice", "tumour:"), [])[3:27]

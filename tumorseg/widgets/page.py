@@ -16,7 +16,7 @@ import ipywidgets as widgets
 import numpy as np
 
 from ..core import InputError
-from ..data.images import fit_image, fit_mask, read_image
+from ..data.images import mask_to_square, read_image, to_square
 from ..model.predict import Segmenter
 from ..pictures import overlay, sheet, to_png
 
@@ -55,7 +55,7 @@ def segment_upload(segmenter: Segmenter, # the model
     image = read_upload(name, content, segmenter.channels)
     probability, threshold = segmenter(image), segmenter.info.threshold
     mask = (probability > threshold).astype(np.uint8)
-    small, small_mask = fit_image(image[:1], 320)[0], fit_mask(mask, 320)
+    small, small_mask = to_square(image[:1], 320)[0], mask_to_square(mask, 320)
     shown = [np.repeat(small[..., None], 3, -1), overlay(small, small_mask), np.repeat(255 * small_mask[..., None], 3, -1)]
     share, height, width = mask.mean(), *mask.shape
     found = (f"{share:.2%} of the image is marked as tumour" if mask.any() else "nothing is marked as tumour")

@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from ..core import InputError, UsageError, new_folder, write_whole
 from ..data.coco import COCO_NAME
-from ..data.images import unfit
+from ..data.images import from_square
 from ..data.slices import SPLITS
 from ..evaluation.predictions import Predictions, to_level
 from ..pictures import to_png
@@ -68,7 +68,7 @@ def _coco_name(name: str, split: str) -> str:
 
 def _write_image(path: Path, image: np.ndarray, height: int, width: int) -> None:
     "A slice in the frame of its file, at the resolution that the slice has."
-    planes = [unfit(plane.astype(np.float32), height, width).round().astype(np.uint8) for plane in image]
+    planes = [from_square(plane.astype(np.float32), height, width).round().astype(np.uint8) for plane in image]
     file = io.BytesIO()
     pixels = planes[0] if len(planes) == 1 else np.stack(planes[:3], -1)
     Image.fromarray(pixels).save(file, Image.registered_extensions()[path.suffix.lower()])
@@ -94,7 +94,7 @@ def export_masks(predictions: Predictions, # of one model
             number, name = len(content["images"]) + 1, _coco_name(facts["name"], facts["split"])
             _write_image(unfinished / split / name, predictions.slices.images[row], height, width)
             content["images"].append({"id": number, "file_name": name, "height": height, "width": width, "patient": facts["patient"]})
-            mask = unfit(predictions.percent[row].astype(np.float32), height, width) > level
+            mask = from_square(predictions.percent[row].astype(np.float32), height, width) > level
             if not mask.any(): continue # no tumour: an image without annotation
             code = coco_mask.encode(np.asfortranarray(mask, np.uint8))
             content["annotations"].append({
