@@ -44,7 +44,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 class Imports(ast.NodeVisitor):
-    "Every import of a module, inside functions too, as absolute dotted names; those for type checkers only are left out."
+    "Every import of a module, inside functions too, by its absolute name; those for type checkers are left out."
     def __init__(self, module: str, tree: ast.Module):
         self.package, self.names = ["tumorseg", *module.split(".")[:-1]], []
         self.visit(tree)
