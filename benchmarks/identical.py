@@ -60,16 +60,18 @@ def main() -> None:
     revision = parser.parse_args().revision
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        subprocess.run(["git", "worktree", "add", "--detach", "-q", folder / "checkout", revision], cwd=ROOT, check=True)
+        worktree = ["git", "worktree"]
+        subprocess.run([*worktree, "add", "--detach", "-q", folder / "checkout", revision], cwd=ROOT, check=True)
         try:
-            make = f"from tumorseg.demo.tumours import write_demo; write_demo('{folder / 'demo'}', patients=12, size=96)"
-            subprocess.run([sys.executable, "-c", make], cwd=ROOT, check=True)
+            make = ("import sys; from tumorseg.demo.tumours import write_demo; "
+                    "write_demo(sys.argv[1], patients=12, size=96)")
+            subprocess.run([sys.executable, "-c", make, folder / "demo"], cwd=ROOT, check=True)
             runs = []
             for checkout, where in ((folder / "checkout", "before"), (ROOT, "now")):
                 print(where, flush=True)
                 runs.append(run(sys.executable, checkout, folder / where, folder / "demo"))
         finally:
-            subprocess.run(["git", "worktree", "remove", "--force", folder / "checkout"], cwd=ROOT, check=True)
+            subprocess.run([*worktree, "remove", "--force", folder / "checkout"], cwd=ROOT, check=True)
     before, now = runs
     names = sorted(before | now)
     differing = [name for name in names if before.get(name) != now.get(name)]
