@@ -179,6 +179,17 @@ def test_notebooks_have_names_of_their_own():
     assert len({path.name for path in NOTEBOOKS}) == len(NOTEBOOKS) > 40
 
 
+def test_links_between_notebooks_and_documents_lead_somewhere():
+    documents = {path: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *ROOT.glob("*/README.md")]}
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        documents[path] = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    links = [(path, link) for path, text in documents.items() for link in re.findall(r"\]\(([^)\s#]+)", text)]
+    within = [(path, link) for path, link in links if not link.startswith(("http", "mailto:", "attachment:"))]
+    assert len(within) > 100
+    assert not [f"{path.name}: {link}" for path, link in within if not (path.parent / link).exists()]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_cell_that_exports_is_one_idea(path):
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
