@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,19 +19,18 @@ from tumorseg.demo.tumours import write_demo
 from tumorseg.model.checkpoint import load_model
 from tumorseg.model.inference import best_device
 from tumorseg.training.config import Config
-from tumorseg.training.train import resume, train
+from tumorseg.training.train import train
 
 CONFIG = Config(epochs=6, width=4, depth=2, batch=4)
 QUIET = dict(on_epoch=lambda *_: None)
 CHILD = """
-import sys, time
-from pathlib import Path
-from tumorseg.training.config import Config
+import sys
 from tumorseg.data.sources import open_data
-from tumorseg.training.train import resume, train
-slices, run = open_data(sys.argv[1], 48), Path(sys.argv[2])
+from tumorseg.training.config import Config
+from tumorseg.training.train import train
+slices = open_data(sys.argv[1], 48)
 print("ready", flush=True)
-(resume(slices, run) if (run / "config.json").exists() else train(slices, run, {config!r}))
+train(slices, sys.argv[2], {config!r}) # begins, or goes on
 """
 MINUTES = "takes minutes: TWENTY_KILLS=1 pytest tests/test_survival.py -k twenty"
 on_cpu = pytest.mark.skipif(best_device().type != "cpu", reason="bit-identical on the CPU")
@@ -109,7 +109,7 @@ def test_a_kill_while_a_checkpoint_is_written(data, whole, tmp_path, monkeypatch
     monkeypatch.setattr(ground.os, "replace", replace)
     with pytest.raises(Killed): train(slices, tmp_path / "run", CONFIG, **QUIET)
     monkeypatch.undo()
-    resume(slices, tmp_path / "run", **QUIET)
+    train(slices, tmp_path / "run", **QUIET)
     assert same(tmp_path / "run", whole)
 
 
@@ -120,7 +120,7 @@ def test_ctrl_c_keeps_the_step_and_says_how_to_go_on(data, whole, tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode != 0 and "--resume" in said and "everything is kept" in said
-    resume(open_data(data, 48), tmp_path / "run", **QUIET)
+    train(open_data(data, 48), tmp_path / "run", **QUIET)
     assert same(tmp_path / "run", whole)
 
 
@@ -134,14 +134,16 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(data, whole, tmp_path, monke
     monkeypatch.setattr(training, "save_training", full)
     with pytest.raises(InputError, match="No space left"): train(slices, run, CONFIG, **QUIET)
     monkeypatch.undo()
-    resume(slices, run, **QUIET)
+    train(slices, run, **QUIET)
     assert best_device().type != "cpu" or same(run, whole)
 
 
-def test_another_network_or_data_set_is_refused_and_nothing_is_lost(data, whole):
+def test_other_settings_networks_or_data_are_refused_and_nothing_is_lost(data, whole):
     slices, before = open_data(data, 48), (whole / "last" / "training.safetensors").read_bytes()
-    with pytest.raises(InputError, match="another network"): resume(slices, whole, torch.nn.Conv2d(1, 1, 1), **QUIET)
-    with pytest.raises(InputError, match="other data"): resume(open_data(data, 32), whole, **QUIET)
+    other = torch.nn.Conv2d(1, 1, 1)
+    with pytest.raises(InputError, match="another network"): train(slices, whole, network=other, **QUIET)
+    with pytest.raises(InputError, match="other data"): train(open_data(data, 32), whole, **QUIET)
+    with pytest.raises(InputError, match="other settings .lr"): train(slices, whole, replace(CONFIG, lr=.1), **QUIET)
     assert (whole / "last" / "training.safetensors").read_bytes() == before
 
 
