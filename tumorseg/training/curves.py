@@ -17,7 +17,7 @@ from ..pictures import BLACK, BLUE, VERMILION, figure_png
 
 # %% ../../nbs/training/04_curves.ipynb #e05d39e9
 def plot_history(history: pd.DataFrame | list[dict], # of a run: its history.csv, or the rows of one
-                 epochs: int | None = None, # of the whole training: the axis goes to this many; None: to the last so far
+                 epochs: int | None = None, # the axis goes to this many; None: to the last there is
                  ) -> Figure: # a cell's last value shows it, plt.show() does not
     "Losses on the left, validation Dice on the right, over epochs."
     table = pd.DataFrame(history)
