@@ -506,6 +506,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'tumorseg/training/loop.py'),
                                         'tumorseg.training.loop._floats': ('training/loop.html#_floats', 'tumorseg/training/loop.py'),
                                         'tumorseg.training.loop._gradients': ('training/loop.html#_gradients', 'tumorseg/training/loop.py'),
+                                        'tumorseg.training.loop._gradients_that_fit': ( 'training/loop.html#_gradients_that_fit',
+                                                                                        'tumorseg/training/loop.py'),
                                         'tumorseg.training.loop._halve': ('training/loop.html#_halve', 'tumorseg/training/loop.py'),
                                         'tumorseg.training.loop.epoch_batches': ( 'training/loop.html#epoch_batches',
                                                                                   'tumorseg/training/loop.py'),

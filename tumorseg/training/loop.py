@@ -152,6 +152,16 @@ def _halve(loop: "Loop", rows: np.ndarray) -> None:
     print(f"Out of memory: each batch of {len(rows)} slices is now computed in {loop.place['parts']} parts.",
           file=sys.stderr)
 
+def _gradients_that_fit(loop: "Loop", rows: np.ndarray, factors: np.ndarray, angles: np.ndarray,
+                        buffers: list[Tensor]) -> Tensor:
+    "The gradients; where memory is too small all over again in twice as many parts, from the buffers of before."
+    while True:
+        try: return _gradients(loop, rows, factors, angles)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error) or loop.accelerator.num_processes > 1: raise
+        for value, old in zip(loop.buffers, buffers): value.copy_(old)
+        _halve(loop, rows)
+
 # %% ../../nbs/training/02_loop.ipynb #c0b8fa31
 def _floats(*values: Tensor) -> list[Tensor]: return [value for value in values if value.is_floating_point()]
 
@@ -192,15 +202,8 @@ class Loop:
         before = [value.clone() for value in self.buffers]
         # 1) The draws follow from the seed and the step's number: a resumed training has the same
         factors, angles = draw_augmentation(len(rows), self.config, [self.config.seed, number])
-        # 2) Where memory is too small: all back, and again in twice as many parts
-        while True:
-            try:
-                loss = _gradients(self, rows, factors, angles)
-                break
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error) or self.accelerator.num_processes > 1: raise
-            for value, old in zip(self.buffers, before): value.copy_(old)
-            _halve(self, rows)
+        # 2) In smaller parts where memory is too small, which may be after hours
+        loss = _gradients_that_fit(self, rows, factors, angles, before)
         # 3) A single odd batch must not throw the weights far off: the gradient is at most 1 long
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), 1.0)
         # 4) What is not finite the fused optimiser leaves out by itself: an `if` would make a GPU wait
