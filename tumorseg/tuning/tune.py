@@ -31,8 +31,8 @@ from ..pictures import figure_png
 from ..training.config import Config
 from ..training.train import resume, train
 from .space import SPACE, Space, apply_params, check_space, inside, params_of, space_to_json
-from .study import Stage, Worker, how_it_ended, open_stages, trials_table
-from .trials import plot_importance, plot_parallel, plot_search, plot_slices
+from .study import Stage, at_work, how_it_ended, open_stages, trials_table
+from .trials import plot_trials
 
 # %% ../../nbs/tuning/03_tune.ipynb #500f9672
 class Development:
@@ -134,54 +134,56 @@ class _Search:
         trial.set_user_attr("settings", params_of(config, size, self.space))
         return cheap_settings(config, size) if stage.name == "cheap" else (config, size)
 
-    def run(self, stage: Stage, trial, over: Callable[[], bool]) -> None:
-        "Run a trial and write down how it ended; five failures in a row end the search."
-        from optuna import TrialPruned
-        from optuna.exceptions import UpdateFinishedTrialError
-        from optuna.trial import TrialState
-        folder = self.out / "trials" / f"{stage.name}-{trial.number:04d}"
-        begun, value, state, ended = time.time(), None, TrialState.COMPLETE, ""
-        try:
-            config, size = self.configuration(stage, trial)
-            value = _train(trial, stage, folder, config, size, self.reference[stage.name], self.data, over)
-        except TrialPruned: state, ended = TrialState.PRUNED, "pruned"
-        except _TimeOver: state, ended = TrialState.PRUNED, "stopped"
-        except UpdateFinishedTrialError: return # it was silent for so long that another process has taken it
-        except Exception as error:
-            state, ended = TrialState.FAIL, "failed"
-            trial.set_user_attr("error", f"{type(error).__name__}: {str(error)[:300]}")
-        try:
-            trial.set_user_attr("seconds", round(time.time() - begun, 1))
-            if ended: trial.set_user_attr("ended", ended)
-            stage.study.tell(trial, value, state)
-        except (UpdateFinishedTrialError, ValueError): return
-        if ended != "stopped": shutil.rmtree(folder / "last", ignore_errors=True)
-        if ended != "stopped" and stage.name == "cheap": (folder / "model.safetensors").unlink(missing_ok=True)
-        self.failures = [*self.failures, trial.user_attrs["error"]] if ended == "failed" else []
-        if torch.cuda.is_available(): gc.collect(); torch.cuda.empty_cache() # after an out-of-memory error the next trial needs it
-        shown = f"{value:.3f}" if value is not None else ended
-        tqdm.write(f"{stage.name} trial {trial.number}{' (the start)' if trial.user_attrs.get('start') else ''}: {shown}", file=sys.stderr)
-        if len(self.failures) >= 5:
-            raise InputError(f"The last 5 trials failed, the last one with {self.failures[-1].rstrip('.')}. "
-                             "Mend that, and start the search again.")
+# %% ../../nbs/tuning/03_tune.ipynb #5c9e21f7
+def _run_trial(search: _Search, stage: Stage, trial, over: Callable[[], bool]) -> None:
+    "Run a trial and write down how it ended; five failures in a row end the search."
+    from optuna import TrialPruned
+    from optuna.exceptions import UpdateFinishedTrialError
+    from optuna.trial import TrialState
+    folder = search.out / "trials" / f"{stage.name}-{trial.number:04d}"
+    begun, value, state, ended = time.time(), None, TrialState.COMPLETE, ""
+    try:
+        config, size = search.configuration(stage, trial)
+        value = _train(trial, stage, folder, config, size, search.reference[stage.name], search.data, over)
+    except TrialPruned: state, ended = TrialState.PRUNED, "pruned"
+    except _TimeOver: state, ended = TrialState.PRUNED, "stopped"
+    except UpdateFinishedTrialError: return # it was silent for so long that another process has taken it
+    except Exception as error:
+        state, ended = TrialState.FAIL, "failed"
+        trial.set_user_attr("error", f"{type(error).__name__}: {str(error)[:300]}")
+    try:
+        trial.set_user_attr("seconds", round(time.time() - begun, 1))
+        if ended: trial.set_user_attr("ended", ended)
+        stage.study.tell(trial, value, state)
+    except (UpdateFinishedTrialError, ValueError): return
+    if ended != "stopped": shutil.rmtree(folder / "last", ignore_errors=True)
+    if ended != "stopped" and stage.name == "cheap": (folder / "model.safetensors").unlink(missing_ok=True)
+    search.failures = [*search.failures, trial.user_attrs["error"]] if ended == "failed" else []
+    if torch.cuda.is_available(): gc.collect(); torch.cuda.empty_cache() # after an out-of-memory error the next trial needs it
+    shown = f"{value:.3f}" if value is not None else ended
+    tqdm.write(f"{stage.name} trial {trial.number}{' (the start)' if trial.user_attrs.get('start') else ''}: {shown}", file=sys.stderr)
+    if len(search.failures) >= 5:
+        raise InputError(f"The last 5 trials failed, the last one with {search.failures[-1].rstrip('.')}. "
+                         "Mend that, and start the search again.")
 
-    def next(self, trials: int | None, handed_over: bool) -> Stage | None:
-        "The stage that the next trial belongs to, with what has to be run waiting in it; None where there is nothing left to do."
-        cheap, full = self.stages["cheap"], self.stages["full"]
-        waiting = lambda stage: any(how_it_ended(trial) == "waiting" for trial in stage.trials())
-        for_full = max(2, round((trials or 0) / 4))
-        for stage in (cheap, full):
-            stage.enqueue("start", self.own, start=True)
-            stage.revive()
-        if not handed_over and (trials is None or waiting(cheap) or len(cheap.counted()) < trials - for_full): return cheap
-        begun = {trial.user_attrs.get("of") for trial in full.trials()}
-        ranked = sorted((trial for trial in cheap.trials() if how_it_ended(trial) == "complete" and not trial.user_attrs.get("start")),
-                        key=lambda trial: -trial.value)
-        best = next((trial for trial in ranked if trial.number not in begun), None)
-        if waiting(full): return full
-        if best is None or trials is not None and len(full.counted()) >= for_full: return None
-        full.enqueue(f"of/{best.number}", best.params, of=best.number)
-        return full
+# %% ../../nbs/tuning/03_tune.ipynb #e86d30a4
+def _next_stage(search: _Search, trials: int | None, handed_over: bool) -> Stage | None:
+    "The stage that the next trial belongs to, with what has to be run waiting in it; None where there is nothing left to do."
+    cheap, full = search.stages["cheap"], search.stages["full"]
+    waiting = lambda stage: any(how_it_ended(trial) == "waiting" for trial in stage.trials())
+    for stage in (cheap, full):
+        stage.enqueue("start", search.own, start=True)
+        stage.revive()
+    for_full = max(2, round((trials or 0) / 4))
+    if not handed_over and (trials is None or waiting(cheap) or len(cheap.counted()) < trials - for_full): return cheap
+    begun = {trial.user_attrs.get("of") for trial in full.trials()}
+    ranked = sorted((trial for trial in cheap.trials() if how_it_ended(trial) == "complete" and not trial.user_attrs.get("start")),
+                    key=lambda trial: -trial.value)
+    best = next((trial for trial in ranked if trial.number not in begun), None)
+    if waiting(full): return full
+    if best is None or trials is not None and len(full.counted()) >= for_full: return None
+    full.enqueue(f"of/{best.number}", best.params, of=best.number)
+    return full
 
 # %% ../../nbs/tuning/03_tune.ipynb #1b1a4b09
 def best_of(table: pd.DataFrame, # of `trials_table`
@@ -207,16 +209,15 @@ def _write(search: _Search, pictures: bool = False) -> dict:
     write_whole(search.out / "trials.csv", table.round(6).to_csv(index=False).encode())
     write_whole(search.out / "best.json", json.dumps(facts, indent=1).encode())
     if pictures:
-        for name, figure in (("history", plot_search(table)), ("importance", plot_importance(table, search.space)),
-                             ("parallel", plot_parallel(table, search.space)), ("slices", plot_slices(table, search.space))):
-            write_whole(search.out / f"{name}.png", figure_png(figure))
+        for name, figure in plot_trials(table, search.space).items(): write_whole(search.out / f"{name}.png", figure_png(figure))
     return facts
 
+# %% ../../nbs/tuning/03_tune.ipynb #7d02b95a
 def tune(open_at: Callable[[int], Slices], # opens the data at a size in pixels, split into train and valid; test is dropped unread
          out: str | Path, # folder of the search: new, or one to go on with
          trials: int | None = None, # of the search as a whole, 4 or more: a quarter of them (2 or more) whole trainings
          seconds: float | None = None, # for this call; what runs when they are over is stopped, and gone on with in the next call
-         storage: str | None = None, # database URL or path of a journal file, to share the search; None: OUT/search.db
+         storage: str | None = None, # database URL, to share the search between machines; None: OUT/search.db
          space: Space = SPACE, # what may change
          start: Config = Config(), # where the search starts from, and what is not in the space
          size: int = 128, # of the slices, where the space does not have it; every trial is scored at this size
@@ -224,25 +225,26 @@ def tune(open_at: Callable[[int], Slices], # opens the data at a size in pixels,
          ) -> dict: # what is in best.json
     """Search for a configuration with a better validation Dice (mean per slice; both empty 1, one empty 0) than `start`.
 
-    Writes OUT/best.json (for `load_config`), trials.csv, four pictures, and a run folder a trial in OUT/trials. Started again, it goes
+    Writes OUT/best.json (for `load_config`), trials.csv, the pictures of `plot_trials`, and a run folder a trial in OUT/trials. Started again, it goes
     on where it was stopped or killed. UsageError before anything is trained where the space or the budget makes no sense.
     """
     check_space(space, start)
     if trials is None and seconds is None: raise UsageError("A search needs a budget: give a number of trials, or seconds.")
     if trials is not None and trials < 4: raise UsageError(f"trials is {trials}: give 4 or more, the start and another one in two stages.")
     if seconds is not None and not seconds > 0: raise UsageError(f"seconds is {seconds}: give more than 0.")
+    if storage and "://" not in storage: raise UsageError(f"{storage}: is no database URL. For a file give sqlite:///{storage}.")
     search = _Search(open_at, out, storage, space, start, size, seed)
     begun = time.monotonic() # what is read for the first time does not count
     used = lambda: 0 if seconds is None else (time.monotonic() - begun) / seconds
     cheap = search.stages["cheap"]
-    with Worker(search.out / ".workers") as worker:
+    with at_work(search.out / ".workers") as worker:
         while used() < 1:
             with cheap.lock:
                 if used() > .5 and not cheap.study.user_attrs.get("handed_over"): cheap.study.set_user_attr("handed_over", True)
-                stage = search.next(trials, bool(cheap.study.user_attrs.get("handed_over")))
+                stage = _next_stage(search, trials, bool(cheap.study.user_attrs.get("handed_over")))
                 trial = stage.take(worker) if stage else None
             if stage is None: break
             if trial is None: continue
-            search.run(stage, trial, lambda: used() >= 1)
+            _run_trial(search, stage, trial, lambda: used() >= 1)
             with cheap.lock: _write(search)
     with cheap.lock: return _write(search, pictures=True)
