@@ -533,7 +533,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'tumorseg/tuning/seeds.py')},
             'tumorseg.tuning.space': { 'tumorseg.tuning.space._check_entry': ('tuning/space.html#_check_entry', 'tumorseg/tuning/space.py'),
                                        'tumorseg.tuning.space._check_value': ('tuning/space.html#_check_value', 'tumorseg/tuning/space.py'),
-                                       'tumorseg.tuning.space._ends': ('tuning/space.html#_ends', 'tumorseg/tuning/space.py'),
                                        'tumorseg.tuning.space._owner': ('tuning/space.html#_owner', 'tumorseg/tuning/space.py'),
                                        'tumorseg.tuning.space.apply_params': ('tuning/space.html#apply_params', 'tumorseg/tuning/space.py'),
                                        'tumorseg.tuning.space.check_space': ('tuning/space.html#check_space', 'tumorseg/tuning/space.py'),

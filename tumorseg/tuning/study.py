@@ -26,8 +26,9 @@ from filelock import FileLock, Timeout
 from ..core import InputError
 from .space import Space, distributions
 
-if TYPE_CHECKING: from optuna import Study, Trial
-if TYPE_CHECKING: from optuna.trial import FrozenTrial
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
 
 # %% ../../nbs/tuning/01_study.ipynb #1004239e
 _HOST = f"{platform.node()}-{uuid.getnode():x}" # this machine, unlike others of the same name
@@ -46,7 +47,7 @@ def at_work(folder: str | Path, # where the lock file is kept; made where it is 
 def is_alive(facts: dict, # from `at_work`
              seen: float, # when that process last gave a sign, seconds since 1970
              ) -> bool:
-    "Whether a process still runs. On this machine its lock says so at once; of another machine we only know how long it has been silent."
+    "Whether a process still runs. Here its lock says so at once; another machine must not have been silent for long."
     if facts.get("host") != _HOST: return time.time() - seen < _SILENT
     if not os.path.exists(facts["lock"]): return False
     try:
@@ -68,7 +69,7 @@ def quiet_optuna() -> Iterator[None]:
 
 def open_storage(storage: str | None, # a database URL, or None
                  out: Path, # folder of the search, for None: search.db in it
-                 ) -> tuple[object, AbstractContextManager]: # optuna's storage, and a lock to be held while a trial is taken
+                 ) -> tuple[object, AbstractContextManager]: # optuna's storage, and a lock to take a trial under
     "The storage of a search. InputError where it cannot be opened; a password in the URL is not repeated."
     from optuna.storages import RDBStorage
     from sqlalchemy.engine import make_url
@@ -76,7 +77,8 @@ def open_storage(storage: str | None, # a database URL, or None
     try:
         url = make_url(storage or f"sqlite:///{(out / 'search.db').absolute()}")
         shown = url.render_as_string(hide_password=True)
-        if not url.drivername.startswith("sqlite"): return RDBStorage(url.render_as_string(hide_password=False)), nullcontext()
+        if not url.drivername.startswith("sqlite"):
+            return RDBStorage(url.render_as_string(hide_password=False)), nullcontext()
         path = Path(url.database)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{path}.lock")
@@ -98,8 +100,8 @@ def _sampler(space: Space, seed: int):
             draw = int(np.random.default_rng([seed, trial.number]).integers(2**31))
             self.sampler = TPESampler(seed=draw, n_startup_trials=8, multivariate=True, constant_liar=True)
             return kinds
-        def sample_relative(self, study, trial, search_space): return self.sampler.sample_relative(study, trial, search_space)
-        def sample_independent(self, study, trial, name, kind): return self.sampler.sample_independent(study, trial, name, kind)
+        def sample_relative(self, *drawn): return self.sampler.sample_relative(*drawn)
+        def sample_independent(self, *drawn): return self.sampler.sample_independent(*drawn)
     return SeededByTrial()
 
 # %% ../../nbs/tuning/01_study.ipynb #b41f6e0d
@@ -137,11 +139,11 @@ class Stage:
         while True:
             trial = self.study.ask()
             key = trial.user_attrs.get("key")
-            twin = key and any(other.number < trial.number and other.user_attrs.get("key") == key for other in self.trials())
+            before = [other.user_attrs.get("key") for other in self.trials() if other.number < trial.number]
             trial.set_user_attr("worker", worker)
             trial.set_user_attr("seen", time.time())
             drawn = not key and self.name == "full" # what waited for us has been taken by another process
-            if not twin and not drawn: return trial
+            if not drawn and (not key or key not in before): return trial
             trial.set_user_attr("ended", "twice")
             self.study.tell(trial, state=TrialState.FAIL)
             if drawn: return None
@@ -151,12 +153,12 @@ class Stage:
              ) -> dict: # name -> value
         "A value for each setting of the space: the ones that the trial was enqueued with, or the sampler's."
         from optuna.distributions import CategoricalDistribution, IntDistribution
-        found = {}
         for name, kind in distributions(self.space).items():
-            if isinstance(kind, CategoricalDistribution): found[name] = trial.suggest_categorical(name, kind.choices)
-            elif isinstance(kind, IntDistribution): found[name] = trial.suggest_int(name, kind.low, kind.high, log=kind.log)
-            else: found[name] = trial.suggest_float(name, kind.low, kind.high, log=kind.log)
-        return found
+            if isinstance(kind, CategoricalDistribution): trial.suggest_categorical(name, kind.choices)
+            else:
+                suggest = trial.suggest_int if isinstance(kind, IntDistribution) else trial.suggest_float
+                suggest(name, kind.low, kind.high, log=kind.log)
+        return trial.params
 
     def revive(self) -> None:
         "Enqueue again what died with its process, three times at most, and what was stopped because a budget was over."
@@ -171,9 +173,10 @@ class Stage:
             attempt = attributes.get("attempt", 1) + dead
             if attempt <= 3:
                 kept = {name: attributes[name] for name in ("start", "of") if name in attributes}
-                params = trial.params or trial.system_attrs.get("fixed_params", {}) # it may have died before it drew them
+                params = trial.params or trial.system_attrs.get("fixed_params", {}) # it may have died before the draw
                 scores = [value for _, value in sorted(trial.intermediate_values.items())]
-                self.enqueue(f"again/{trial.number}", params, attempt=attempt, before=trial.number, scores=scores, **kept)
+                self.enqueue(f"again/{trial.number}", params, attempt=attempt, before=trial.number,
+                             scores=scores, **kept)
             if dead:
                 try: self.study.tell(trial.number, state=TrialState.FAIL)
                 except Exception: pass # another process was faster, and did the same
@@ -194,26 +197,28 @@ def open_stages(out: Path, # folder of the search
                 ) -> dict[str, Stage]:
     "The stages of a search, new or as they were left. InputError where the storage holds another search."
     import optuna
-    facts, studies = json.loads(json.dumps(facts)), {}
+    facts, stages = json.loads(json.dumps(facts)), {}
     with quiet_optuna():
         opened, lock = open_storage(storage, out)
         with lock:
             for name, count in epochs.items():
                 # from the middle on, a trial ends that is worse than half of those before it were at that epoch
                 pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=max(2, count // 2))
-                studies[name] = study = optuna.create_study(storage=opened, study_name=name, direction="maximize", load_if_exists=True,
-                                                            sampler=_sampler(space, seed), pruner=pruner)
+                study = optuna.create_study(storage=opened, study_name=name, direction="maximize", load_if_exists=True,
+                                            sampler=_sampler(space, seed), pruner=pruner)
+                stages[name] = Stage(name, study, space, lock)
                 known = study.user_attrs.get("search")
                 if known is None: study.set_user_attr("search", facts)
                 elif known != facts:
                     other = ", ".join(key for key in facts if known.get(key) != facts[key])
-                    raise InputError(f"{storage or out}: holds a search with another {other}. Choose another folder or storage.")
-    return {name: Stage(name, study, space, lock) for name, study in studies.items()}
+                    raise InputError(f"{storage or out}: holds a search with another {other}. "
+                                     "Choose another folder or storage.")
+    return stages
 
 # %% ../../nbs/tuning/01_study.ipynb #9ed99cfd
 def trials_table(stages: dict[str, Stage], # of one search
-                 ) -> pd.DataFrame: # a row a trial that was begun: stage, trial, state, valid_dice, epochs, seconds, ..., settings
-    "The trials of a search. `valid_dice` is that of the kept weights, or of the last epoch where the trial did not get to its end."
+                 ) -> pd.DataFrame: # a row a trial that was begun: stage, trial, state, valid_dice, ..., settings
+    "The trials of a search. `valid_dice` is that of the kept weights, or of the last epoch of an unfinished trial."
     rows = []
     for stage in stages.values():
         for trial in stage.trials():
@@ -223,8 +228,8 @@ def trials_table(stages: dict[str, Stage], # of one search
             settings = {name: facts.get("settings", {}).get(name, trial.params.get(name)) for name in stage.space}
             rows.append({"stage": stage.name, "trial": trial.number, "state": state,
                          "valid_dice": last if trial.value is None else trial.value,
-                         "epochs": len(trial.intermediate_values), "seconds": facts.get("seconds"), "start": bool(facts.get("start")),
-                         "of": facts.get("of"), **settings,
+                         "epochs": len(trial.intermediate_values), "seconds": facts.get("seconds"),
+                         "start": bool(facts.get("start")), "of": facts.get("of"), **settings,
                          "before": facts.get("before"), "error": facts.get("error", "")})
     table = pd.DataFrame(rows)
     return table.astype({name: "Int64" for name in ("of", "before") if name in table})

@@ -17,7 +17,8 @@ from matplotlib.ticker import NullFormatter
 from .space import SPACE, Space, distributions, inside
 from .study import quiet_optuna
 
-if TYPE_CHECKING: from optuna import Study
+if TYPE_CHECKING:
+    from optuna import Study
 
 # %% ../../nbs/tuning/02_trials.ipynb #8a40f3b6
 def study_of(table: pd.DataFrame, # of trials.csv
@@ -46,7 +47,8 @@ BLUE, SKY_BLUE, ORANGE, VERMILION = "#0072B2", "#56B4E9", "#E69F00", "#D55E00"
 _FEW = 12 # trials; with fewer nothing is said about what matters
 _SIDE_BY_SIDE = 6 # settings that can still be read
 
-def _sized(width: float, height: float): return plt.rc_context({"figure.figsize": (width, height), "figure.constrained_layout.use": True})
+def _sized(width: float, height: float):
+    return plt.rc_context({"figure.figsize": (width, height), "figure.constrained_layout.use": True})
 
 def _titled(ax: plt.Axes, title: str) -> Figure:
     "The figure under our title, without the minor ticks of logarithmic axes: their labels overlap."
@@ -59,7 +61,7 @@ def _titled(ax: plt.Axes, title: str) -> Figure:
 
 def plot_trials(table: pd.DataFrame, # of trials.csv
                 space: Space = SPACE, # that was searched
-                ) -> dict[str, Figure]: # history, importance, slices, parallel; what too few trials do not allow is left out
+                ) -> dict[str, Figure]: # history, importance, slices, parallel; fewer where there are few trials
     "Optuna's pictures: the course of both stages, and of the cheap one what matters and where the good settings lie."
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
     from optuna.trial import TrialState
@@ -71,7 +73,8 @@ def plot_trials(table: pd.DataFrame, # of trials.csv
     figures, names, measure = {}, list(space), "validation Dice"
     with quiet_optuna():
         if ended(cheap):
-            with _sized(9, 3): ax = draw.plot_optimization_history([cheap, full] if ended(full) else [cheap], target_name=measure)
+            both = [study for study in (cheap, full) if ended(study)]
+            with _sized(9, 3): ax = draw.plot_optimization_history(both, target_name=measure)
             for points, line, colours in zip(ax.collections[::2], ax.lines, ((SKY_BLUE, BLUE), (ORANGE, VERMILION))):
                 points.set_color(colours[0])
                 line.set(color=colours[1], alpha=1)
@@ -86,5 +89,5 @@ def plot_trials(table: pd.DataFrame, # of trials.csv
             with _sized(4, 2.6): axes = draw.plot_slice(cheap, names[:_SIDE_BY_SIDE], target_name=measure)
             figures["slices"] = _titled(np.ravel(axes)[0], "Each setting alone, cheap stage; later trials are darker")
             with _sized(10, 3.4): ax = draw.plot_parallel_coordinate(cheap, names[:_SIDE_BY_SIDE], target_name=measure)
-            figures["parallel"] = _titled(ax, "Every trial that was trained to its end, cheap stage; better ones are darker")
+            figures["parallel"] = _titled(ax, "All that were trained to their end, cheap stage; better ones are darker")
     return figures

@@ -36,9 +36,10 @@ from .trials import plot_trials
 
 # %% ../../nbs/tuning/03_tune.ipynb #500f9672
 class Development:
-    "The train and valid slices of a data set at any size. Which slices these are is settled at the first call; test is never read."
+    """The train and valid slices of a data set at any size. Which slices these are is settled at the first call;
+    test is never read."""
     def __init__(self,
-                 open_at: Callable[[int], Slices], # opens the data, split into train and valid (and test), at a size in pixels
+                 open_at: Callable[[int], Slices], # opens the data at a size in pixels, split into train, valid (and test)
                  ):
         self._open_at, self._opened = open_at, {}
         self._split: dict[str, str] | None = None
@@ -59,19 +60,21 @@ def dice_at(maps: np.ndarray, # float32 (N, s, s), probability maps at a model's
             masks: np.ndarray, # uint8 (N, S, S) of 0 and 1, the masks at the size to compare at
             threshold: float, # a pixel is tumour where its probability is above this
             ) -> np.ndarray: # float32 (N,), 0..1
-    "Dice of each slice at the size of the masks; the maps are interpolated (bilinear). Both empty: 1; only one of them empty: 0."
+    """Dice of each slice at the size of the masks; the maps are interpolated (bilinear).
+    Both empty: 1; only one of them empty: 0."""
     scores = []
     for first in range(0, len(maps), 64):
-        truth, part = torch.from_numpy(np.array(masks[first:first + 64])), torch.from_numpy(maps[first:first + 64])
-        if part.shape != truth.shape: part = interpolate(part[:, None], truth.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        scores.append(dice(count_pixels(part > threshold, truth)).numpy())
+        truth, predicted = torch.from_numpy(np.array(masks[first:first + 64])), torch.from_numpy(maps[first:first + 64])
+        if predicted.shape != truth.shape:
+            predicted = interpolate(predicted[:, None], truth.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        scores.append(dice(count_pixels(predicted > threshold, truth)).numpy())
     return np.concatenate(scores)
 
 # %% ../../nbs/tuning/03_tune.ipynb #0e607ece
 def cheap_settings(config: Config, # of the full stage
                    size: int, # of its slices, pixels
                    ) -> tuple[Config, int]: # of the cheap stage
-    "A quarter of the epochs (three at least) on slices of half the side (32 px at least): about a sixteenth of the time."
+    "A quarter of the epochs (three at least) on slices of half the side (32 px at least): a sixteenth of the time."
     return replace(config, epochs=min(config.epochs, max(3, config.epochs // 4))), min(size, max(32, size // 2))
 
 class _TimeOver(Exception): "The budget ended in the middle of a trial."
@@ -82,13 +85,15 @@ def _train(trial, stage: Stage, folder: Path, config: Config, size: int, referen
     from optuna import TrialPruned
     facts, stopped, signed, reported = trial.user_attrs, False, time.time(), 0
     scores: list[float] = list(facts.get("scores", [])) # of the epochs before this process
-    same, here = size == reference.masks.shape[-1], data(size).in_split("valid")
-    score = lambda network, info: float(dice_at(probabilities(network, here.images, info), reference.masks, info.threshold).mean())
+    same_size, valid = size == reference.masks.shape[-1], data(size).in_split("valid")
+    def score(network: nn.Module, info: ModelInfo) -> float:
+        maps = probabilities(network, valid.images, info)
+        return float(dice_at(maps, reference.masks, info.threshold).mean())
     def on_epoch(history: list[dict], network: nn.Module, info: ModelInfo) -> None:
         nonlocal reported
         del scores[len(history) - 1:]
         scores.extend(row["valid_dice"] for row in history[len(scores):-1]) # epochs whose score died with their process
-        scores.append(history[-1]["valid_dice"] if same else score(network, info))
+        scores.append(history[-1]["valid_dice"] if same_size else score(network, info))
         for epoch in range(reported, len(scores)): trial.report(scores[epoch], epoch + 1)
         reported = len(scores)
         if not facts.get("start") and trial.should_prune(): raise TrialPruned
@@ -105,7 +110,7 @@ def _train(trial, stage: Stage, folder: Path, config: Config, size: int, referen
     if (folder / "config.json").exists(): resume(data(size), folder, **calls)
     else: train(data(size), folder, config, **calls)
     if stopped: raise _TimeOver
-    if same: return float(pd.read_csv(folder / "history.csv")["valid_dice"].max())
+    if same_size: return float(pd.read_csv(folder / "history.csv")["valid_dice"].max())
     network, info = load_model(folder / "model.safetensors")
     return score(network.to(best_device()), info)
 
@@ -159,16 +164,18 @@ def _run_trial(search: _Search, stage: Stage, trial, over: Callable[[], bool]) -
     if ended != "stopped": shutil.rmtree(folder / "last", ignore_errors=True)
     if ended != "stopped" and stage.name == "cheap": (folder / "model.safetensors").unlink(missing_ok=True)
     search.failures = [*search.failures, trial.user_attrs["error"]] if ended == "failed" else []
-    if torch.cuda.is_available(): gc.collect(); torch.cuda.empty_cache() # after an out-of-memory error the next trial needs it
-    shown = f"{value:.3f}" if value is not None else ended
-    tqdm.write(f"{stage.name} trial {trial.number}{' (the start)' if trial.user_attrs.get('start') else ''}: {shown}", file=sys.stderr)
+    if torch.cuda.is_available(): # after an out-of-memory error the next trial needs the room
+        gc.collect()
+        torch.cuda.empty_cache()
+    name = f"{stage.name} trial {trial.number}" + " (the start)" * bool(trial.user_attrs.get("start"))
+    tqdm.write(f"{name}: {ended if value is None else f'{value:.3f}'}", file=sys.stderr)
     if len(search.failures) >= 5:
         raise InputError(f"The last 5 trials failed, the last one with {search.failures[-1].rstrip('.')}. "
                          "Mend that, and start the search again.")
 
 # %% ../../nbs/tuning/03_tune.ipynb #e86d30a4
 def _next_stage(search: _Search, trials: int | None, handed_over: bool) -> Stage | None:
-    "The stage that the next trial belongs to, with what has to be run waiting in it; None where there is nothing left to do."
+    "The stage that the next trial belongs to, with what has to be run waiting in it; None where nothing is left to do."
     cheap, full = search.stages["cheap"], search.stages["full"]
     waiting = lambda stage: any(how_it_ended(trial) == "waiting" for trial in stage.trials())
     for stage in (cheap, full):
@@ -176,18 +183,18 @@ def _next_stage(search: _Search, trials: int | None, handed_over: bool) -> Stage
         stage.revive()
     for_full = max(2, round((trials or 0) / 4))
     if not handed_over and (trials is None or waiting(cheap) or len(cheap.counted()) < trials - for_full): return cheap
-    begun = {trial.user_attrs.get("of") for trial in full.trials()}
-    ranked = sorted((trial for trial in cheap.trials() if how_it_ended(trial) == "complete" and not trial.user_attrs.get("start")),
-                    key=lambda trial: -trial.value)
-    best = next((trial for trial in ranked if trial.number not in begun), None)
     if waiting(full): return full
-    if best is None or trials is not None and len(full.counted()) >= for_full: return None
+    begun = {trial.user_attrs.get("of") for trial in full.trials()}
+    candidates = [trial for trial in cheap.trials() if how_it_ended(trial) == "complete"
+                  and not trial.user_attrs.get("start") and trial.number not in begun]
+    if not candidates or trials is not None and len(full.counted()) >= for_full: return None
+    best = max(candidates, key=lambda trial: trial.value)
     full.enqueue(f"of/{best.number}", best.params, of=best.number)
     return full
 
 # %% ../../nbs/tuning/03_tune.ipynb #1b1a4b09
 def best_of(table: pd.DataFrame, # of `trials_table`
-            ) -> dict: # trial (None where the full stage has none at its end), valid_dice, start_valid_dice, better
+            ) -> dict: # trial (None where none of the full stage came to its end), valid_dice, start_valid_dice, better
     "The best trial of the full stage and the start's own score there."
     done = table[(table["stage"] == "full") & (table["state"] == "complete")] if len(table) else table
     start = done.loc[done["start"], "valid_dice"] if len(done) else []
@@ -201,22 +208,23 @@ def _write(search: _Search, pictures: bool = False) -> dict:
     "trials.csv and best.json as things stand, and the pictures."
     table = trials_table(search.stages)
     best = best_of(table)
-    row = table[(table["stage"] == "full") & (table["trial"] == best["trial"])].iloc[0].to_dict() if best["trial"] is not None else {}
-    own = row and not row["start"]
-    trial = search.stages["full"].trials()[best["trial"]] if own else None
-    config, size = apply_params(trial.params, search.start, search.size) if own else (search.start, search.size)
+    config, size = search.start, search.size
+    if best["trial"] is not None:
+        trial = search.stages["full"].trials()[best["trial"]]
+        if not trial.user_attrs.get("start"): config, size = apply_params(trial.params, config, size)
     facts = {**best, "size": size, "config": asdict(config), "split": "valid", "empty_rule": "both empty 1, one empty 0"}
     write_whole(search.out / "trials.csv", table.round(6).to_csv(index=False).encode())
     write_whole(search.out / "best.json", json.dumps(facts, indent=1).encode())
     if pictures:
-        for name, figure in plot_trials(table, search.space).items(): write_whole(search.out / f"{name}.png", figure_png(figure))
+        for name, figure in plot_trials(table, search.space).items():
+            write_whole(search.out / f"{name}.png", figure_png(figure))
     return facts
 
 # %% ../../nbs/tuning/03_tune.ipynb #7d02b95a
-def tune(open_at: Callable[[int], Slices], # opens the data at a size in pixels, split into train and valid; test is dropped unread
+def tune(open_at: Callable[[int], Slices], # opens the data at a size in pixels, split; test is dropped unread
          out: str | Path, # folder of the search: new, or one to go on with
          trials: int | None = None, # of the search as a whole, 4 or more: a quarter of them (2 or more) whole trainings
-         seconds: float | None = None, # for this call; what runs when they are over is stopped, and gone on with in the next call
+         seconds: float | None = None, # for this call; what runs when they are over is resumed by the next call
          storage: str | None = None, # database URL, to share the search between machines; None: OUT/search.db
          space: Space = SPACE, # what may change
          start: Config = Config(), # where the search starts from, and what is not in the space
@@ -225,14 +233,18 @@ def tune(open_at: Callable[[int], Slices], # opens the data at a size in pixels,
          ) -> dict: # what is in best.json
     """Search for a configuration with a better validation Dice (mean per slice; both empty 1, one empty 0) than `start`.
 
-    Writes OUT/best.json (for `load_config`), trials.csv, the pictures of `plot_trials`, and a run folder a trial in OUT/trials. Started again, it goes
-    on where it was stopped or killed. UsageError before anything is trained where the space or the budget makes no sense.
+    Writes OUT/best.json (for `load_config`), trials.csv, the pictures of `plot_trials`, and a run folder a trial in
+    OUT/trials. Started again, it goes on where it was stopped or killed. UsageError before anything is trained where
+    the space or the budget makes no sense.
     """
     check_space(space, start)
-    if trials is None and seconds is None: raise UsageError("A search needs a budget: give a number of trials, or seconds.")
-    if trials is not None and trials < 4: raise UsageError(f"trials is {trials}: give 4 or more, the start and another one in two stages.")
+    if trials is None and seconds is None:
+        raise UsageError("A search needs a budget: give a number of trials, or seconds.")
+    if trials is not None and trials < 4:
+        raise UsageError(f"trials is {trials}: give 4 or more, the start and another one in two stages.")
     if seconds is not None and not seconds > 0: raise UsageError(f"seconds is {seconds}: give more than 0.")
-    if storage and "://" not in storage: raise UsageError(f"{storage}: is no database URL. For a file give sqlite:///{storage}.")
+    if storage and "://" not in storage:
+        raise UsageError(f"{storage}: is no database URL. For a file give sqlite:///{storage}.")
     search = _Search(open_at, out, storage, space, start, size, seed)
     begun = time.monotonic() # what is read for the first time does not count
     used = lambda: 0 if seconds is None else (time.monotonic() - begun) / seconds
@@ -240,8 +252,10 @@ def tune(open_at: Callable[[int], Slices], # opens the data at a size in pixels,
     with at_work(search.out / ".workers") as worker:
         while used() < 1:
             with cheap.lock:
-                if used() > .5 and not cheap.study.user_attrs.get("handed_over"): cheap.study.set_user_attr("handed_over", True)
-                stage = _next_stage(search, trials, bool(cheap.study.user_attrs.get("handed_over")))
+                handed_over = bool(cheap.study.user_attrs.get("handed_over"))
+                if used() > .5 and not handed_over:
+                    cheap.study.set_user_attr("handed_over", handed_over := True)
+                stage = _next_stage(search, trials, handed_over)
                 trial = stage.take(worker) if stage else None
             if stage is None: break
             if trial is None: continue
