@@ -109,7 +109,14 @@ def how_it_ended(trial: "FrozenTrial", # of a study
                  ) -> str: # complete, pruned, stopped, failed, killed, twice; waiting or running
     "The state of a trial in our words."
     state = trial.state.name.lower()
-    return trial.user_attrs.get("ended", {"fail": "killed"}.get(state, state)) if state in ("fail", "pruned") else state
+    if state not in ("fail", "pruned"): return state
+    return trial.user_attrs.get("ended", {"fail": "killed"}.get(state, state))
+
+def _inherited(trial: "FrozenTrial") -> dict:
+    "What a trial is enqueued with that goes on where this one ended."
+    kept = {name: trial.user_attrs[name] for name in ("start", "of") if name in trial.user_attrs}
+    return dict(params=trial.params or trial.system_attrs.get("fixed_params", {}), # it may have died before the draw
+                before=trial.number, scores=[value for _, value in sorted(trial.intermediate_values.items())], **kept)
 
 # %% ../../nbs/tuning/01_study.ipynb #cf1d0b5d
 @dataclass
@@ -148,35 +155,16 @@ class Stage:
             self.study.tell(trial, state=TrialState.FAIL)
             if drawn: return None
 
-    def draw(self,
-             trial: "Trial", # taken
-             ) -> dict: # name -> value
-        "A value for each setting of the space: the ones that the trial was enqueued with, or the sampler's."
-        from optuna.distributions import CategoricalDistribution, IntDistribution
-        for name, kind in distributions(self.space).items():
-            if isinstance(kind, CategoricalDistribution): trial.suggest_categorical(name, kind.choices)
-            else:
-                suggest = trial.suggest_int if isinstance(kind, IntDistribution) else trial.suggest_float
-                suggest(name, kind.low, kind.high, log=kind.log)
-        return trial.params
-
     def revive(self) -> None:
         "Enqueue again what died with its process, three times at most, and what was stopped because a budget was over."
         from optuna.trial import TrialState
         for trial in self.trials():
-            attributes = trial.user_attrs
-            stopped, dead = how_it_ended(trial) == "stopped", False
+            facts, stopped, dead = trial.user_attrs, how_it_ended(trial) == "stopped", False
             if trial.state == TrialState.RUNNING:
-                since = attributes.get("seen", trial.datetime_start.timestamp())
-                dead = not is_alive(attributes.get("worker", {}), since)
+                dead = not is_alive(facts.get("worker", {}), facts.get("seen", trial.datetime_start.timestamp()))
             if not stopped and not dead: continue
-            attempt = attributes.get("attempt", 1) + dead
-            if attempt <= 3:
-                kept = {name: attributes[name] for name in ("start", "of") if name in attributes}
-                params = trial.params or trial.system_attrs.get("fixed_params", {}) # it may have died before the draw
-                scores = [value for _, value in sorted(trial.intermediate_values.items())]
-                self.enqueue(f"again/{trial.number}", params, attempt=attempt, before=trial.number,
-                             scores=scores, **kept)
+            attempt = facts.get("attempt", 1) + dead
+            if attempt <= 3: self.enqueue(f"again/{trial.number}", attempt=attempt, **_inherited(trial))
             if dead:
                 try: self.study.tell(trial.number, state=TrialState.FAIL)
                 except Exception: pass # another process was faster, and did the same

@@ -7,7 +7,6 @@ __all__ = ['Development', 'dice_at', 'cheap_settings', 'best_of', 'tune']
 
 # %% ../../nbs/tuning/03_tune.ipynb #e134613c
 import gc
-import json
 import shutil
 import sys
 import time
@@ -22,15 +21,15 @@ from torch import nn
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
-from ..core import InputError, UsageError, write_whole
+from ..core import InputError, UsageError, save_json, save_table
 from ..data.slices import Slices
 from ..metrics.masks import count_pixels, dice
-from ..model.checkpoint import load_model
-from ..model.inference import ModelInfo, best_device, probabilities
-from ..pictures import figure_png
+from ..model.inference import ModelInfo, probabilities
+from ..pictures import save_figure
 from ..training.config import Config
-from ..training.train import resume, train
-from .space import SPACE, Space, apply_params, check_space, inside, params_of, space_to_json
+from ..training.run import Run
+from ..training.train import train
+from .space import SPACE, Space, apply_params, check_space, draw, inside, params_of, space_to_json
 from .study import Stage, at_work, how_it_ended, open_stages, trials_table
 from .trials import plot_trials
 
@@ -39,7 +38,7 @@ class Development:
     """The train and valid slices of a data set at any size. Which slices these are is settled at the first call;
     test is never read."""
     def __init__(self,
-                 open_at: Callable[[int], Slices], # opens the data at a size in pixels, split into train, valid (and test)
+                 open_at: Callable[[int], Slices], # opens the data at a size in pixels, split
                  ):
         self._open_at, self._opened = open_at, {}
         self._split: dict[str, str] | None = None
@@ -52,7 +51,7 @@ class Development:
             if list(slices.table["name"]) != list(self._split):
                 raise InputError(f"At {size} px the data has other slices than before. Open the same data.")
             split = slices.table["name"].map(self._split).astype(object)
-            self._opened[size] = Slices(slices.images, slices.masks, slices.table.assign(split=split))[split.isin(("train", "valid"))]
+            self._opened[size] = slices.assign(split=split)[split.isin(("train", "valid"))]
         return self._opened[size]
 
 # %% ../../nbs/tuning/03_tune.ipynb #a57ece1e
@@ -81,7 +80,7 @@ class _TimeOver(Exception): "The budget ended in the middle of a trial."
 
 def _train(trial, stage: Stage, folder: Path, config: Config, size: int, reference: Slices, data: Development,
            over: Callable[[], bool]) -> float:
-    "Train one trial, or go on with it; its validation Dice at the size of `reference`, of the weights that were kept."
+    "Train one trial, or go on with it; its validation Dice at the size of `reference`, of the weights that are kept."
     from optuna import TrialPruned
     facts, stopped, signed, reported = trial.user_attrs, False, time.time(), 0
     scores: list[float] = list(facts.get("scores", [])) # of the epochs before this process
@@ -106,13 +105,11 @@ def _train(trial, stage: Stage, folder: Path, config: Config, size: int, referen
         return stopped
     before = folder.with_name(f"{stage.name}-{facts.get('before', -1):04d}")
     if before.exists() and not folder.exists(): before.rename(folder)
-    calls = dict(on_epoch=on_epoch, should_stop=should_stop)
-    if (folder / "config.json").exists(): resume(data(size), folder, **calls)
-    else: train(data(size), folder, config, **calls)
+    train(data(size), folder, config, on_epoch=on_epoch, should_stop=should_stop)
     if stopped: raise _TimeOver
-    if same_size: return float(pd.read_csv(folder / "history.csv")["valid_dice"].max())
-    network, info = load_model(folder / "model.safetensors")
-    return score(network.to(best_device()), info)
+    if same_size: return float(Run(folder).history["valid_dice"].max())
+    segmenter = Run(folder).segmenter()
+    return score(segmenter.network, segmenter.info)
 
 # %% ../../nbs/tuning/03_tune.ipynb #75eaf546
 class _Search:
@@ -134,7 +131,7 @@ class _Search:
     def configuration(self, stage: Stage, trial) -> tuple[Config, int]:
         "The start's own settings, or those of the draw; in the cheap stage with fewer epochs and pixels."
         is_start = bool(trial.user_attrs.get("start"))
-        params = stage.draw(trial) if self.own or not is_start else {}
+        params = draw(trial, self.space) if self.own or not is_start else {}
         config, size = (self.start, self.size) if is_start else apply_params(params, self.start, self.size)
         trial.set_user_attr("settings", params_of(config, size, self.space))
         return cheap_settings(config, size) if stage.name == "cheap" else (config, size)
@@ -212,12 +209,12 @@ def _write(search: _Search, pictures: bool = False) -> dict:
     if best["trial"] is not None:
         trial = search.stages["full"].trials()[best["trial"]]
         if not trial.user_attrs.get("start"): config, size = apply_params(trial.params, config, size)
-    facts = {**best, "size": size, "config": asdict(config), "split": "valid", "empty_rule": "both empty 1, one empty 0"}
-    write_whole(search.out / "trials.csv", table.round(6).to_csv(index=False).encode())
-    write_whole(search.out / "best.json", json.dumps(facts, indent=1).encode())
+    facts = {**best, "size": size, "config": asdict(config), "split": "valid",
+             "empty_rule": "both empty 1, one empty 0"}
+    save_table(search.out / "trials.csv", table)
+    save_json(search.out / "best.json", facts)
     if pictures:
-        for name, figure in plot_trials(table, search.space).items():
-            write_whole(search.out / f"{name}.png", figure_png(figure))
+        for name, figure in plot_trials(table, search.space).items(): save_figure(search.out / f"{name}.png", figure)
     return facts
 
 # %% ../../nbs/tuning/03_tune.ipynb #7d02b95a
@@ -231,7 +228,8 @@ def tune(open_at: Callable[[int], Slices], # opens the data at a size in pixels,
          size: int = 128, # of the slices, where the space does not have it; every trial is scored at this size
          seed: int = 0, # of the draws
          ) -> dict: # what is in best.json
-    """Search for a configuration with a better validation Dice (mean per slice; both empty 1, one empty 0) than `start`.
+    """Search for a configuration with a better validation Dice than `start`: the mean over slices, of which one with
+    both masks empty counts 1 and one with only one of them empty 0.
 
     Writes OUT/best.json (for `load_config`), trials.csv, the pictures of `plot_trials`, and a run folder a trial in
     OUT/trials. Started again, it goes on where it was stopped or killed. UsageError before anything is trained where
