@@ -327,6 +327,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'tumorseg/metrics/intervals.py')},
             'tumorseg.metrics.masks': { 'tumorseg.metrics.masks._box': ('metrics/masks.html#_box', 'tumorseg/metrics/masks.py'),
                                         'tumorseg.metrics.masks._ratio': ('metrics/masks.html#_ratio', 'tumorseg/metrics/masks.py'),
+                                        'tumorseg.metrics.masks._same_shape': ( 'metrics/masks.html#_same_shape',
+                                                                                'tumorseg/metrics/masks.py'),
                                         'tumorseg.metrics.masks._touched': ('metrics/masks.html#_touched', 'tumorseg/metrics/masks.py'),
                                         'tumorseg.metrics.masks.count_masks': ( 'metrics/masks.html#count_masks',
                                                                                 'tumorseg/metrics/masks.py'),
