@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from ..core import save_json, save_table
 from ..data.patients import split_state
 from ..data.slices import Slices
-from .plots import plot_overlays, plot_sizes, worst_median_best
-from ..metrics.calibration import calibration_error, fit_temperature, logit_counts, plot_reliability
+from .plots import plot_overlays, plot_reliability, plot_sizes, worst_median_best
+from ..metrics.calibration import calibration_error, fit_temperature, logit_counts
 from ..metrics.intervals import bootstrap_interval, interval_groups
 from ..metrics.masks import TOLERANCE, count_masks, count_tumours, dice, iou, precision, recall, surface_scores
 from ..pictures import save_figure
