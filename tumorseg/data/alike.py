@@ -52,8 +52,8 @@ def nearest(one: np.ndarray, # float32 (N, 4096) from `thumbnails`
     return best, value
 
 # %% ../../nbs/data/06_alike.ipynb #05442148
-# Of thumbnails. Of 60 Kaggle images a copy saved again as a small or poor JPG stays above .999, one made a third brighter
-# above .997; neighbouring slices of one patient reach .991 in the demo set and .98 in the Kaggle set.
+# Correlation of thumbnails. Of 60 Kaggle images a copy saved again as a small or poor JPG stays above .999, one made a
+# third brighter above .997; neighbouring slices of one patient reach .991 in the demo set and .98 in the Kaggle set.
 NEAR_DUPLICATE = .995
 
 def duplicates(slices: Slices, # at any size

@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
-from ..core import InputError, leaves_folder, progress_bar, write_whole
+from ..core import InputError, leaves_folder, progress_bar, save_json
 
 # %% ../../nbs/data/04_download.ipynb #cdebe107
 def _download(url: str, to: str, _: object, part: Path, size: int) -> None:
@@ -99,7 +99,7 @@ def download_article(article: int, # number of the figshare article
             downloader = functools.partial(_download, part=to / f"{name}.part", size=size)
             source.fetch(name, processor=_unpack_arrived, downloader=downloader)
             done[name] = md5
-            write_whole(fetched, json.dumps(done, indent=1).encode())
+            save_json(fetched, done)
     except InputError: raise
     except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"figshare {article}: the download did not work ({_reason(error)}). What has arrived is kept: "

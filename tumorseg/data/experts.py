@@ -22,7 +22,7 @@ _SAME_NUMBER, _SAME_PICTURE = .9, .97
 def find_partners(kaggle: Slices, # the Kaggle set, or any pictures named by the number of their slice
                   figshare: Slices, # the slices with contours, named N.mat
                   ) -> pd.DataFrame: # a row for each of `kaggle`, see below
-    """Which figshare slice each picture shows: found by number, checked by its thumbnail's correlation with all of them.
+    """Which figshare slice each picture shows: found by number, checked by comparing its thumbnail with all.
 
     Columns: name; number, -1 for none; correlation with the slice of that number, NaN where there is none; partner, the
     row of `figshare` to take, -1 for none; partner_name; partner_correlation; verdict. The verdict is "same number";
@@ -53,7 +53,7 @@ def expert_contours(kaggle: Slices, # the Kaggle set
                     partners: pd.DataFrame, # what `find_partners` found for these two: read its verdicts
                     ) -> Slices: # the pictures that have a partner, in the order of `kaggle`
     """The Kaggle pictures with expert contours: picture, name, split and size are Kaggle's; patient, category
-    (1 meningioma, 2 glioma, 3 pituitary tumour) and label figshare's. InputError where the sizes differ or none has one.
+    (1 meningioma, 2 glioma, 3 pituitary tumour) and label figshare's. InputError where sizes differ or none has one.
     """
     size, figshare_size = kaggle.masks.shape[1], figshare.masks.shape[1]
     if size != figshare_size:

@@ -22,7 +22,7 @@ from .slices import Sample
 # %% ../../nbs/data/05_figshare.ipynb #1858944f
 def patient_of(pid: str, # the field PID of a file
                ) -> str:
-    "The person behind a patient id: an MR id without a letter at its end, probably a repeat scan's; others as they are."
+    "The person behind a patient id: an MR id without a last letter, which probably counts scans; others as they are."
     return re.sub(r"^(MR\d+)[A-Z]$", r"\1", pid)
 
 # %% ../../nbs/data/05_figshare.ipynb #226fbd20
