@@ -184,9 +184,9 @@ class Browser(_Viewer):
 
     def _choose(self) -> None:
         "Put the slices in order and leave out what is not asked for."
-        kind = KINDS[0] if self.kind.value == "tagged" else self.kind.value
+        table, kind = self.predictions.slices.table, KINDS[0] if self.kind.value == "tagged" else self.kind.value
         chosen = of_kind(self.predictions, kind, self.threshold.value, self.category.value)
-        if self.kind.value == "tagged": chosen &= self.predictions.slices.table["name"].isin(read_tags(self.tags_file)["name"]).to_numpy()
+        if self.kind.value == "tagged": chosen &= table["name"].isin(read_tags(self.tags_file)["name"]).to_numpy()
         rows = _in_order(self.models, self.order.value, self.at, self.pixels)
         self._start(rows[chosen[rows]])
 
@@ -222,7 +222,7 @@ def browse(first: Predictions, # from `predict_split`
     """Look at the slices of a split: truth and prediction, threshold, order, filters, a patient, tags, exports.
 
     With a second model each slice is shown by both; filters, strip, tags and exports are those of the first. Tags are
-    kept in tags.csv of its run folder, pictures in exports/, masks of slices tagged "wrong label" in corrected-1/, -2/, ...
+    kept in tags.csv of its run folder, pictures in exports/, masks of slices tagged "wrong label" in corrected-1/, ...
     """
     try: return Browser(first) if second is None else Browser(first, second)
     except InputError as error: return widgets.VBox([widgets.HTML(f"<b>{escape(str(error))}</b>")])

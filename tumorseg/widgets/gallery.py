@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from ..core import UsageError
 from ..data.images import mask_to_square, to_square
 from ..evaluation.predictions import Predictions, of_patient, to_level
-from ..pictures import FALSE, FOUND, MISSED, PREDICTED, TRUTH, font, outline, overlay, rgb
+from ..pictures import FALSE, FOUND, MISSED, PREDICTED, PROBABILITY, TRUTH, font, outline, overlay, rgb
 
 # %% ../../nbs/widgets/00_gallery.ipynb #df0557ba
 def _scale(size: int) -> int:
@@ -57,7 +57,7 @@ def _edge(mask: np.ndarray, width: int = 2) -> np.ndarray:
 @lru_cache(1)
 def _scale_of_colours() -> np.ndarray:
     "float32 (101, 3): the colour of each percentage."
-    return np.float32(matplotlib.colormaps["cividis"](np.arange(101) / 100)[:, :3] * 255)
+    return np.float32(matplotlib.colormaps[PROBABILITY](np.arange(101) / 100)[:, :3] * 255)
 
 def _tint(picture: np.ndarray, percent: np.ndarray, opacity: float) -> None:
     "Lay a probability map over a picture (float32) of its size: up to 1 % nothing, from 10 % on with the full opacity."

@@ -17,8 +17,8 @@ from ..training.config import Config
 
 # %% ../../nbs/widgets/03_preview.ipynb #f8660612
 def _in_words(factor: float, angle: float) -> str:
-    words = [f"{angle:+.0f}°"] * (angle != 0) + [f"brightness {factor:.0%}"] * (factor != 1)
-    return " ".join(words) or "unchanged"
+    turned, brighter = f"{angle:+.0f}°" if angle else "", f"brightness {factor:.0%}" if factor != 1 else ""
+    return f"{turned} {brighter}".strip() or "unchanged"
 
 def draw_preview(images: np.ndarray, # uint8 (N, H, W)
                  masks: np.ndarray, # uint8 (N, H, W) of 0 and 1

@@ -98,7 +98,7 @@ def export_masks(predictions: Predictions, # of one model
                  folder: str | Path, # to be made
                  ) -> Path: # the folder, a COCO data set that `open_data` reads
     """The model's masks in the frame of the original files, as run lengths in SPLIT/_annotations.coco.json, with
-    a copy of each slice beside. A split that is not train, valid or test becomes train, a slice without category gets 1.
+    a copy of each slice beside. A split that is not train, valid or test becomes train, a missing category becomes 1.
     InputError where the folder is there already, or no slice is chosen."""
     table, level = predictions.slices.table, to_level(threshold)
     if not len(rows): raise InputError("No slice to export: tag a slice as 'wrong label' first.")

@@ -156,7 +156,7 @@ class _Background(_Screen):
     def wait(self,
              timeout: float | None = None, # seconds; None: until the end
              ) -> Run:
-        "Wait for the end; what went wrong is raised here too. An interrupted cell stops the training and keeps everything."
+        "Wait for the end; what went wrong is raised here too. An interrupted cell stops it, with everything kept."
         try: self._thread.join(timeout)
         except KeyboardInterrupt:
             self.stop()
@@ -177,8 +177,8 @@ class _Background(_Screen):
 
 # %% ../../nbs/widgets/05_watch.ipynb #c85f2d60
 class Watch(_Background):
-    """The widget of `watch`: `wait()` until the training has ended. `stop_button`, `message` and the pictures are its parts,
-    `history` has a row for each epoch, `error` is what went wrong."""
+    """The widget of `watch`: `wait()` until the training has ended. `stop_button`, `message` and the pictures are its
+    parts, `history` has a row for each epoch, `error` is what went wrong."""
     def __init__(self,
                  slices: Slices, # with the splits "train" and "valid"
                  run: str | os.PathLike, # folder of the run
@@ -193,10 +193,10 @@ class Watch(_Background):
         steps, valid = len(self._slices.rows_of("train")) // config.batch, self._slices.in_split("valid")
         self._watched = valid[typical_slices(valid)]
         self._draw(self._watched, np.zeros(self._watched.masks.shape, np.float32), .5)
-        if (self.run / "history.csv").exists(): self.history = self.run.history.to_dict("records")
+        self.history = self.run.history.to_dict("records")
         self._draw_curves(self.history, config.epochs)
         self._clock = _Clock(config.epochs, max(1, steps), len(self.history))
-        train(self._slices, self.run, config, on_epoch=self._on_epoch, should_stop=self._should_stop)
+        self.run = train(self._slices, self.run, config, on_epoch=self._on_epoch, should_stop=self._should_stop)
         if not self._stop.is_set(): self.bar.value = 1
         self._say(_ending(self.history, config.epochs, self.run, self._stop.is_set()))
 
