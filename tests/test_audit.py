@@ -62,17 +62,17 @@ def planted(demo, work):
 
 
 def test_clean(demo, work):
-    facts = audit(open_data(demo, 96, work / "cache"), demo)
+    facts = audit(open_data(demo, 96, cache=work / "cache"), demo)
     labels = facts["labels"]
     assert verdict(facts)["clean"] and verdict(facts)["learn"] == "Outlines of tumours."
     assert facts["leakage"]["conclusion"] == "no" and facts["leakage"]["patients"]["leaking"] == 0 and facts["images"]["copies"] == []
     assert not any(labels[key] for key in ("rectangles", "slivers", "bbox_wrong_order", "bbox_stale", "area_stale"))
     assert json.loads(json.dumps(facts)) == facts and "Nothing." in audit_in_words(facts)
-    assert verdict(audit(open_data(demo, 96, work / "cache")))["clean"]  # without the folder, too
+    assert verdict(audit(open_data(demo, 96, cache=work / "cache")))["clean"]  # without the folder, too
 
 
 def test_planted(planted, work):
-    slices = open_data(planted["folder"], 96, work / "cache")
+    slices = open_data(planted["folder"], 96, cache=work / "cache")
     facts = audit(slices, planted["folder"])
     labels, found = facts["labels"], facts["leakage"]["patients"]["splits"]["test"]
     assert set(labels["rectangle_names"]) >= planted["boxes"] and labels["rectangles"] == 7  # the sliver is one as well
@@ -92,11 +92,11 @@ def test_missing_image(planted, work):
     folder = work / "missing"
     shutil.copytree(planted["folder"], folder)
     (folder / "train" / "copy.jpg").unlink()
-    with pytest.raises(InputError, match="copy.jpg.*not found"): open_data(folder, 96, work / "cache")
+    with pytest.raises(InputError, match="copy.jpg.*not found"): open_data(folder, 96, cache=work / "cache")
 
 
 def test_one_split_and_few_slices(demo, work):
-    slices = open_data(demo, 96, work / "cache")
+    slices = open_data(demo, 96, cache=work / "cache")
     for few in (slices.in_split("train"), slices[:3], slices[[0, len(slices) - 1]]):
         facts = audit(few)
         assert facts["slices"] == len(few) and audit_in_words(facts) and verdict(facts)["to_do"]
@@ -109,7 +109,7 @@ def test_blank_slices(work):
         (folder / split / "images").mkdir(parents=True); (folder / split / "masks").mkdir()
         for i in range(4):
             for kind in ("images", "masks"): Image.fromarray(np.zeros((40, 50), np.uint8)).save(folder / split / kind / f"{i}.png")
-    facts = audit(open_data(folder, 32, work / "cache"), folder)
+    facts = audit(open_data(folder, 32, cache=work / "cache"), folder)
     assert facts["labels"]["annotations"] == 0 and len(facts["labels"]["empty"]) == 8 and audit_in_words(facts)
     assert all(row["dice"] == 1 for row in facts["baselines"])  # empty and empty is 1
 
@@ -117,7 +117,7 @@ def test_blank_slices(work):
 @pytest.fixture(scope="module")
 def kaggle(work):
     if not SHARED.is_dir(): pytest.skip("the real data sets are not beside the project (../shared)")
-    return open_data(SHARED / "data/kaggle", 128, work / "cache")
+    return open_data(SHARED / "data/kaggle", 128, cache=work / "cache")
 
 
 def test_kaggle_without_patients(kaggle):
@@ -140,7 +140,7 @@ def test_kaggle_with_patients_and_contours(kaggle, work):
     import subprocess
     import sys
     subprocess.run([sys.executable, SHARED / "tools/figshare_mat.py", work / "mat"], check=True, capture_output=True)
-    figshare = open_data(work / "mat", 128, work / "cache")
+    figshare = open_data(work / "mat", 128, cache=work / "cache")
     contours = expert_contours(kaggle, figshare, find_partners(kaggle, figshare))
     facts = audit(with_patients(kaggle, SHARED / "data/cheng/patients.csv"), SHARED / "data/kaggle", contours)
     splits, rows = facts["leakage"]["patients"]["splits"], {row["baseline"]: row for row in facts["baselines"]}

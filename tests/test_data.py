@@ -40,7 +40,7 @@ def test_all_problems_of_a_folder_are_told_together_and_nothing_stays(tmp_path):
     second.write_bytes(second.read_bytes()[:200])
     note = folder / "test" / COCO_NAME
     note.write_text(note.read_text().replace('"image_id": 0', '"image_id": 999', 1))
-    with pytest.raises(InputError) as caught: open_data(folder, 32, tmp_path / "cache")
+    with pytest.raises(InputError) as caught: open_data(folder, 32, cache=tmp_path / "cache")
     text = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 3 and first.name in text and second.name in text and "999" in text
     assert not list((tmp_path / "cache").iterdir())
@@ -48,5 +48,5 @@ def test_all_problems_of_a_folder_are_told_together_and_nothing_stays(tmp_path):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not beside the project (../shared)")
 def test_the_counts_of_the_kaggle_set_in_the_notebook_are_those_of_its_files(tmp_path):
-    counts = count_subsets(open_data(SHARED / "data/kaggle", 64, tmp_path))
+    counts = count_subsets(open_data(SHARED / "data/kaggle", 64, cache=tmp_path))
     assert counts[["slices", "category 1", "category 2", "without_tumour"]].to_numpy().tolist() == [[1502, 771, 730, 1], [429, 210, 219, 0], [215, 118, 97, 0]]

@@ -20,14 +20,14 @@ def work(tmp_path_factory): return tmp_path_factory.mktemp("patients")
 
 
 @pytest.fixture(scope="module")
-def kaggle(work): return with_patients(open_data(SHARED / "data/kaggle", 64, work / "cache"), SHARED / "data/cheng/patients.csv")
+def kaggle(work): return with_patients(open_data(SHARED / "data/kaggle", 64, cache=work / "cache"), SHARED / "data/cheng/patients.csv")
 
 
 def test_the_official_split_leaks(kaggle):
     assert split_state(kaggle) == "leak" and "429 of 429 slices of valid and 210 of 215 slices of test" in split_in_words(kaggle)
     assert len(leaking_patients(kaggle)) > 100
     with pytest.raises(InputError, match="--split patients"): choose_split(kaggle)
-    assert choose_split(kaggle, "official")[0] is kaggle
+    assert choose_split(kaggle, "official") is kaggle
 
 
 def test_folds_of_the_kaggle_set(kaggle, work):
@@ -38,15 +38,16 @@ def test_folds_of_the_kaggle_set(kaggle, work):
     assert max(shares) - min(shares) < .15
     save_folds(work / "folds.json", folds)
     for fold in range(1, 6):
-        chosen, again = choose_split(kaggle, str(work / "folds.json"), fold=fold)
-        assert split_state(chosen) == "separate" and again == folds == load_folds(work / "folds.json")
+        chosen = choose_split(kaggle, str(work / "folds.json"), fold=fold)
+        assert split_state(chosen) == "separate" and chosen.folds == folds == load_folds(work / "folds.json")
     with pytest.raises(InputError, match="another data set"): split_by(kaggle[:2000], folds)
 
 
 def test_the_authors_folds(work):
     subprocess.run([sys.executable, SHARED / "tools/figshare_mat.py", work / "mat"], check=True, capture_output=True)
-    figshare = open_data(work / "mat", 64, work / "cache")
-    chosen, folds = choose_split(figshare, fold=2)
+    figshare = open_data(work / "mat", 64, cache=work / "cache")
+    chosen = choose_split(figshare, fold=2)
+    folds = chosen.folds
     assert folds.made == "authors" and folds.count == 5 and split_state(chosen) == "separate"
     assert set(figshare.table["split"][chosen.table["split"] == "test"]) == {"fold2"}
     assert set(figshare.table["split"][chosen.table["split"] == "valid"]) == {"fold3"}

@@ -112,7 +112,7 @@ def test_nothing_is_read_from_other_files(folder, tmp_path):
 def test_folds(folder, tmp_path):
     for number in (2, 3): write(folder / f"{number}.mat")
     savemat(folder / "cvind.mat", {"cvind": np.array([[2.], [1.], [2.]])}) # the older format does for a row of numbers
-    assert open_data(folder, 32, tmp_path / "a").table["split"].tolist() == ["fold1", "fold2", "fold2"]
+    assert open_data(folder, 32, cache=tmp_path / "a").table["split"].tolist() == ["fold1", "fold2", "fold2"]
     for bad in (np.array([[1.5, 1, 1]]), np.array([[1., 2.]]), np.array([[np.nan, 1, 1]])):
         with h5py.File(folder / "cvind.mat", "w") as file: file["cvind"] = bad
         assert "cvind.mat" in problems(folder, tmp_path)[0]
@@ -123,7 +123,7 @@ def test_folds(folder, tmp_path):
 def test_the_archives_folders_and_a_number_twice(folder, tmp_path):
     for name in ("a", "b"): (tmp_path / "set" / name).mkdir(parents=True)
     shutil.copy(folder / "1.mat", tmp_path / "set/a/1.mat"); shutil.copy(folder / "1.mat", tmp_path / "set/b/2.mat")
-    assert open_data(tmp_path / "set", 32, tmp_path / "a").table["name"].tolist() == ["a/1.mat", "b/2.mat"]
+    assert open_data(tmp_path / "set", 32, cache=tmp_path / "a").table["name"].tolist() == ["a/1.mat", "b/2.mat"]
     (tmp_path / "set/b/2.mat").rename(tmp_path / "set/b/1.mat")
     assert "twice" in problems(tmp_path / "set", tmp_path)[0]
 
@@ -136,7 +136,7 @@ def test_masks_and_pictures(tmp_path):
         Image.fromarray(np.full((40, 40), 90, np.uint8)).save(base / split / f"images/{name}.jpg")
         Image.fromarray(mask).save(base / split / f"masks/{name}.png")
     put("ones", mask); put("rgb", np.stack([mask * 255] * 3, 2)); put("bits", mask.astype(bool)); put("whole", mask * 0 + 1, "test")
-    slices = open_data(base, 40, tmp_path / "good")
+    slices = open_data(base, 40, cache=tmp_path / "good")
     assert slices.table["split"].tolist() == ["train"] * 3 + ["test"] and (slices.masks[:3] == mask).all() and slices.images.shape[1] == 1
     assert slices.table["label"].tolist() == ["contour"] * 3 + ["box"]
     put("classes", mask * (1 + np.arange(40, dtype=np.uint8) % 3)); put("half", mask * 128)
@@ -168,5 +168,5 @@ def test_lgg_from_the_archive_is_read_once(tmp_path):
         for number in (1, 2):
             Image.fromarray(np.full((20, 20, 3), (1, 90, 200), np.uint8)).save(patient / f"{patient.name}_{number}.tif")
             Image.fromarray(np.zeros((20, 20), np.uint8)).save(patient / f"{patient.name}_{number}_mask.tif")
-    slices = open_data(tmp_path / "lgg", 20, tmp_path / "cache")
+    slices = open_data(tmp_path / "lgg", 20, cache=tmp_path / "cache")
     assert len(slices) == 2 and slices.images[0, :, 5, 5].tolist() == [1, 90, 200] and slices.table["label"].tolist() == ["", ""]

@@ -20,7 +20,8 @@ def leaking_patients(slices: Slices, # with splits
     "The patients on both sides of a split. Slices whose patient is unknown are left out: nobody can say it of them."
     known = slices.table[slices.table["patient"] != ""]
     counts = pd.crosstab(known["patient"], known["split"])
-    return counts.loc[(counts > 0).sum(axis=1) > 1, [split for split in slices.table["split"].unique() if split in counts]]
+    splits = [split for split in slices.table["split"].unique() if split in counts]
+    return counts.loc[(counts > 0).sum(axis=1) > 1, splits]
 
 def split_state(slices: Slices, # with splits
                 ) -> str: # "separate", "leak" or "unknown"
@@ -45,10 +46,10 @@ def split_in_words(slices: Slices, # with splits
 
 def refuse_leaks(slices: Slices, # with splits
                  ) -> None:
-    "InputError where a patient is on both sides of the split. Where patients are unknown nothing is refused: read `split_in_words`."
+    "InputError where a patient is on both sides. Where patients are unknown nothing is refused: read `split_in_words`."
     if split_state(slices) == "leak":
-        raise InputError(f"{split_in_words(slices)} Split by patients (--split patients), or ask for this split by name "
-                         "(--split official).")
+        raise InputError(f"{split_in_words(slices)} Split by patients (--split patients), or ask for this split by "
+                         "name (--split official).")
 
 # %% ../../nbs/data/07_patients.ipynb #ce95598a
 def number_of(name: str, # of a slice, with or without folders
@@ -58,10 +59,11 @@ def number_of(name: str, # of a slice, with or without folders
     return int(digits[0]) if digits else -1
 
 def with_patients(slices: Slices, # some of them of unknown patient
-                  patients: str | Path | pd.DataFrame, # a CSV file or a table: `name` or `number`; `patient`, patient_group or patient_id
+                  patients: str | Path | pd.DataFrame, # a CSV file or a table with `name` or `number`, and `patient`
                   ) -> Slices: # the same arrays, with another column `patient`, and `view` where the table has it
-    """The patients of a table, written in where it knows the slice; likewise the views, such as axial, for scores by view ("" where unknown).
-    InputError where it lacks a column, contradicts itself, or knows none."""
+    """The patients of a table (also called patient_group or patient_id), written in where it knows the slice; likewise
+    the views, such as axial, for scores by view ("" where unknown). InputError where it lacks a column, contradicts
+    itself, or knows none."""
     given = isinstance(patients, pd.DataFrame)
     where = "the table of patients" if given else patients
     try: known = patients if given else pd.read_csv(patients, dtype=str, keep_default_na=False, encoding="utf-8-sig")
@@ -70,14 +72,17 @@ def with_patients(slices: Slices, # some of them of unknown patient
     person = next((column for column in ("patient", "patient_group", "patient_id") if column in known), None)
     key = next((column for column in ("name", "number") if column in known), None)
     if not person or not key:
-        raise InputError(f"{where}: lacks a column patient, or name or number. It has {', '.join(map(str, known.columns[:8]))}.")
+        raise InputError(f"{where}: lacks a column patient, or name or number. "
+                         f"It has {', '.join(map(str, known.columns[:8]))}.")
     known = known[known[person] != ""].drop_duplicates([key, person])
     twice = known[key][known[key].duplicated()]
     if len(twice): raise InputError(f"{where}: gives a slice two patients ({key} {twice.iloc[0]}). Keep one.")
     named = slices.table["name"] if key == "name" else slices.table["name"].map(number_of).astype(str)
     found = named.map(dict(zip(known[key].astype(str), known[person])))
     if not found.notna().any():
-        raise InputError(f"{where}: knows none of the {len(slices)} slices by their {key}. Is it the table of this data set?")
-    table = slices.table.assign(patient=found.fillna(slices.table["patient"]).astype(object))
-    if "view" in known: table["view"] = named.map(dict(zip(known[key].astype(str), known["view"]))).fillna("").astype(object)
-    return Slices(slices.images, slices.masks, table)
+        raise InputError(f"{where}: knows none of the {len(slices)} slices by their {key}. "
+                         "Is it the table of this data set?")
+    columns = {"patient": found.fillna(slices.table["patient"]).astype(object)}
+    if "view" in known:
+        columns["view"] = named.map(dict(zip(known[key].astype(str), known["view"]))).fillna("").astype(object)
+    return slices.assign(**columns)

@@ -10,14 +10,19 @@ import hashlib
 import mmap
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from platformdirs import user_cache_path
 
 from ..core import InputError, new_folder
+
+if TYPE_CHECKING:
+    from tumorseg.data.splits import Folds
 
 # %% ../../nbs/data/01_slices.ipynb #1710fe3e
 def forget_pages(array: np.ndarray, # a memory map; any other array is left alone
@@ -32,24 +37,43 @@ TABLE = {"name": str, "split": str, "patient": str, "category": int, "label": st
 class Slices:
     """N MRI slices of one size: everything later takes `Slices` and never asks where they came from.
 
-    `images` is uint8 (N, C, H, W); `masks` is uint8 (N, H, W) of 0 and 1, 1 is tumour; `table` has N rows with the columns
-    name (the path inside the source), split, patient ("" where unknown), category (the source's id, 0 where nothing is annotated),
-    label ("contour" or "box", "" where nothing is annotated), height and width (pixels of the file).
+    `images` is uint8 (N, C, H, W); `masks` is uint8 (N, H, W) of 0 and 1, 1 is tumour; `table` has N rows with columns
+    name (the path inside the source), split, patient ("" where unknown), category (the source's id, 0 where nothing is
+    annotated), label ("contour" or "box", "" where nothing is annotated), height and width (pixels of the file).
     """
     images: np.ndarray # uint8 (N, C, H, W)
     masks: np.ndarray # uint8 (N, H, W) of 0 and 1
     table: pd.DataFrame # N rows; see `TABLE` for columns and types
+    folder: Path | None = None # where they came from, for what only the files know; None: labels were replaced
+    folds: "Folds | None" = None # those that the split was made by, kept beside a training so that others share them
 
     def __len__(self) -> int: return len(self.table)
 
     def __getitem__(self,
                     rows: np.ndarray | pd.Series | slice | list[int], # integers, booleans (one a slice), or a slice
                     ) -> "Slices":
-        "The chosen slices. Neighbouring rows stay a view on the memory map; any other choice copies its pixels into memory."
+        "The chosen slices. Neighbours stay a view on the memory map; any other choice copies its pixels into memory."
         rows = np.arange(len(self))[rows if isinstance(rows, slice) else np.asarray(rows)]
-        if rows.ndim != 1: raise TypeError("Slices are chosen by an array or a slice, not by one number: slices[[3]] is the fourth.")
+        if rows.ndim != 1:
+            raise TypeError("Slices are chosen by an array or a slice, not by one number: slices[[3]] is the fourth.")
         if len(rows) and (np.diff(rows) == 1).all(): rows = slice(rows[0], rows[-1] + 1)
-        return Slices(self.images[rows], self.masks[rows], self.table.iloc[rows].reset_index(drop=True))
+        table = self.table.iloc[rows].reset_index(drop=True)
+        return Slices(self.images[rows], self.masks[rows], table, self.folder, self.folds)
+
+    def assign(self,
+               **columns: object, # name and values, as pandas' `assign` takes them
+               ) -> "Slices": # the same arrays
+        "The same slices with other columns in their table."
+        return replace(self, table=self.table.assign(**columns))
+
+    @cached_property
+    def areas(self) -> np.ndarray: # int64 (N,)
+        "Pixels of tumour in each slice, counted once."
+        counts = np.zeros(len(self), np.int64)
+        for start in range(0, len(self), 256): # the masks may lie on disk, and be larger than memory
+            counts[start:start + 256] = [np.count_nonzero(mask) for mask in self.masks[start:start + 256]]
+            forget_pages(self.masks)
+        return counts
 
     def rows_of(self,
                 split: str, # "train", "valid" or "test"
@@ -57,7 +81,8 @@ class Slices:
         "The rows of one split; InputError where the source has none of that name."
         rows = np.flatnonzero(self.table["split"] == split)
         if len(rows): return rows
-        raise InputError(f"There is no split '{split}' in these slices: choose one of {', '.join(self.table['split'].unique())}.")
+        splits = ", ".join(self.table["split"].unique())
+        raise InputError(f"There is no split '{split}' in these slices: choose one of {splits}.")
 
     def in_split(self,
                  name: str, # "train", "valid" or "test"
@@ -66,7 +91,7 @@ class Slices:
         return self[self.rows_of(name)]
 
     def fingerprint(self) -> str:
-        "16 hexadecimal digits that change with any pixel, mask or row of `TABLE`: a run keeps them to know its data again."
+        "16 hexadecimal digits that change with any pixel, mask or row: a run keeps them to know its data again."
         digest = hashlib.sha256(self.table.filter(items=list(TABLE)).to_csv(index=False).encode())
         for array in (self.images, self.masks):
             for start in range(0, len(array), 256):
@@ -86,7 +111,7 @@ def save_slices(folder: str | Path, # to be made
                 channels: int, # of each image
                 size: int, # side of each image, pixels
                 ) -> None:
-    "Write slices one by one into `folder` (images.npy, masks.npy, table.csv); nothing stays behind where `samples` raises."
+    "Write slices one by one into `folder` (images.npy, masks.npy, table.csv); nothing stays where `samples` raises."
     with new_folder(folder) as unfinished:
         rows = []
         # written, not memory-mapped: pages of a map would count as memory until they are on disk
@@ -94,7 +119,8 @@ def save_slices(folder: str | Path, # to be made
             for file, shape in ((images, (count, channels, size, size)), (masks, (count, size, size))):
                 np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for image, mask, row in samples:
-                images.write(image.tobytes()); masks.write(mask.tobytes())
+                images.write(image.tobytes())
+                masks.write(mask.tobytes())
                 rows.append(row)
         pd.DataFrame(rows, columns=list(TABLE)).to_csv(unfinished / "table.csv", index=False)
 
@@ -106,7 +132,8 @@ def load_slices(folder: str | Path, # made by `save_slices`
         table = pd.read_csv(Path(folder) / "table.csv", dtype=TABLE, keep_default_na=False)
         if not len(images) == len(masks) == len(table): raise ValueError("its parts differ in length")
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: not a whole folder of slices ({error}). Delete it; it is made anew from the source.") from None
+        raise InputError(f"{folder}: not a whole folder of slices ({error}). "
+                         "Delete it; it is made anew from the source.") from None
     return Slices(images, masks, table)
 
 # %% ../../nbs/data/01_slices.ipynb #475c6274
@@ -114,7 +141,7 @@ def cached_slices(key: str, # made from the content of the source and the size a
                   save: Callable[[Path], None], # writes the slices into the folder it is given, by `save_slices`
                   cache: str | Path | None = None, # where to keep them; None: the user's cache folder
                   ) -> Slices:
-    "The slices kept under `key`, made by `save` the first time. A damaged copy is made anew. Deleting the cache loses nothing but time."
+    "The slices under `key`, made by `save` the first time or where damaged. Deleting the cache loses nothing but time."
     folder = Path(cache or user_cache_path("tumorseg")) / key
     if folder.exists():
         try: return load_slices(folder)

@@ -7,18 +7,24 @@ __all__ = ['LAYOUTS', 'KAGGLE', 'LGG', 'FIGSHARE', 'FETCHED', 'Layout', 'find_la
 
 # %% ../../nbs/data/10_sources.ipynb #b03988cf
 import hashlib
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 from platformdirs import user_cache_path
 
 from ..core import InputError, UsageError, progress_bar
 from .coco import COCO_NAME, coco_entries, coco_files, coco_sample
 from .download import download_article
+from .experts import expert_contours, find_partners, partners_in_words
 from .figshare import figshare_entries, figshare_files, figshare_sample
 from .folders import lgg_entries, lgg_files, pair_entries, pair_files, pair_sample
+from .patients import with_patients
 from .slices import SPLITS, Sample, Slices, cached_slices, save_slices
+from .splits import choose_split
 
 # %% ../../nbs/data/10_sources.ipynb #9617dc06
 class Layout(NamedTuple):
@@ -31,10 +37,13 @@ class Layout(NamedTuple):
     sample: Callable[[dict, int], Sample] # one entry at a size
 
 LAYOUTS = (
-    Layout("COCO", "coco 1", " or ".join(f"{split}/{COCO_NAME}" for split in SPLITS), coco_files, coco_entries, coco_sample),
-    Layout("figshare", "figshare 1", "1.mat, 2.mat, ... (Cheng's set)", figshare_files, figshare_entries, figshare_sample),
+    Layout("COCO", "coco 1", " or ".join(f"{split}/{COCO_NAME}" for split in SPLITS),
+           coco_files, coco_entries, coco_sample),
+    Layout("figshare", "figshare 1", "1.mat, 2.mat, ... (Cheng's set)",
+           figshare_files, figshare_entries, figshare_sample),
     Layout("LGG", "lgg 1", "TCGA_*/..._mask.tif (the LGG set)", lgg_files, lgg_entries, pair_sample),
-    Layout("images and masks", "pairs 1", "images/ and masks/, or NAME.png and NAME_mask.png, in the folder or in train/, valid/ and test/",
+    Layout("images and masks", "pairs 1",
+           "images/ and masks/, or NAME.png and NAME_mask.png, in the folder or in train/, valid/ and test/",
            pair_files, pair_entries, pair_sample),
 )
 
@@ -43,7 +52,8 @@ def find_layout(folder: str | Path, # any folder
     "Which layout a folder has. InputError where it is none, with all that was looked for, or two at once."
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: not a folder. Give a folder of data, or the name of a set to download: {', '.join(FETCHED)}.")
+        raise InputError(f"{folder}: not a folder. Give a folder of data, or the name of a set to download: "
+                         f"{', '.join(FETCHED)}.")
     found = [(layout, files) for layout in LAYOUTS if (files := layout.files(folder))]
     if not found:
         looked = "\n".join(f"- {layout.name}: {layout.looked_for}" for layout in LAYOUTS)
@@ -69,27 +79,54 @@ def _good_samples(layout: Layout, entries: list[dict], size: int, problems: list
         except InputError as error: problems.extend(error.problems)
     if problems: raise InputError(*problems)
 
-def open_data(source: str | Path, # a folder of a known layout, or "kaggle", "figshare" or "lgg" to download that set
-              size: int = 256, # side of the square slices, pixels
-              cache: str | Path | None = None, # where to keep what was read; None: the user's cache folder
-              ) -> Slices: # memory-mapped, the slices of a split side by side
-    """A data set as `Slices`, read once and then opened from the cache. The layout recognises itself (`LAYOUTS`).
-
-    Splits are those of the source: train, valid, test; fold1 to fold5 for figshare with the authors' folds; "all" where there are none.
-    InputError with all problems of the folder together.
-    """
-    if size < 1: raise UsageError(f"size is {size}: give the side of the slices in pixels, for instance 256.")
+def _read(source: str | Path, size: int, cache: str | Path | None) -> Slices:
+    "The slices of a source as its files give them."
+    if size < 1: raise UsageError(f"size is {size}: give the side of the slices in pixels, for instance 128.")
     folder = fetch(source) if source in FETCHED else Path(source)
     layout, files = find_layout(folder)
 
     def save(to: Path) -> None:
         entries, problems = layout.entries(folder)
-        if not entries: raise InputError(*problems, f"{folder}: has no image that can be used. Export the data set again.")
-        save_slices(to, _good_samples(layout, entries, size, problems), len(entries), entries[0].get("channels", 1), size)
+        if not entries:
+            raise InputError(*problems, f"{folder}: has no image that can be used. Export the data set again.")
+        samples = _good_samples(layout, entries, size, problems)
+        save_slices(to, samples, len(entries), entries[0].get("channels", 1), size)
 
-    try: return cached_slices(_content_key(layout, files, folder, size), save, cache)
+    try: slices = cached_slices(_content_key(layout, files, folder, size), save, cache)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror or error}). Check that it is still there.") from None
+        reason = error.strerror or error
+        raise InputError(f"{folder}: cannot be read ({reason}). Check that it is still there.") from None
+    return replace(slices, folder=folder)
+
+def open_data(data: str | Path, # a folder of a known layout, or "kaggle", "figshare" or "lgg" to download that set
+              size: int = 128, # side of the square slices, pixels
+              *,
+              patients: str | Path | pd.DataFrame | None = None, # who they are: see `with_patients`
+              contours: str | Path = "", # folder with the figshare contours of the same images, or "figshare"
+              split: str | None = None, # as in `choose_split`; None: the source's own, by patients where fold is given
+              folds: int | None = None, # number of folds by patients; None: 5
+              fold: int | None = None, # which fold is the test; None: the first
+              cache: str | Path | None = None, # where to keep what was read; None: the user's cache folder
+              ) -> Slices: # memory-mapped, the slices of a split side by side
+    """A data set as `Slices`, read once and then opened from the cache. The layout recognises itself (`LAYOUTS`).
+
+    Splits are those of the source: train, valid, test; fold1 to fold5 for figshare with the authors' folds; "all" where
+    there are none. `contours` replace the labels, and bring their patients; what was matched is told on stderr.
+    InputError with all problems of the folder together.
+    """
+    slices = _read(data, size, cache)
+    if patients is not None: slices = with_patients(slices, patients)
+    if contours:
+        experts = _read(contours, size, cache)
+        partners = find_partners(slices, experts)
+        print(partners_in_words(partners), file=sys.stderr)
+        slices = expert_contours(slices, experts, partners)
+    in_folds = folds is not None or fold is not None
+    if split is None and not in_folds: return slices
+    if split == "official" and in_folds:
+        raise UsageError("--split official has no folds: leave out --folds and --fold.")
+    if in_folds: split = split or "patients"
+    return choose_split(slices, split, 5 if folds is None else folds, 1 if fold is None else fold)
 
 # %% ../../nbs/data/10_sources.ipynb #3850c7c7
 KAGGLE = "pkdarabi/brain-tumor-image-dataset-semantic-segmentation"
@@ -101,12 +138,13 @@ def fetch(name: str, # "kaggle", "figshare" or "lgg"
           to: str | Path | None = None, # folder to download into; None: the user's cache folder
           ) -> Path: # the folder, ready for `open_data`
     "Download a data set that tumorseg knows; what is already there is not downloaded again. No account is needed."
-    if name not in FETCHED: raise UsageError(f"'{name}' is not a data set that can be fetched. Known: {', '.join(FETCHED)}.")
+    if name not in FETCHED:
+        raise UsageError(f"'{name}' is not a data set that can be fetched. Known: {', '.join(FETCHED)}.")
     if name == "figshare": return download_article(FIGSHARE, to or user_cache_path("tumorseg") / "figshare")
     import kagglehub  # here, because its import takes half a second
     handle = {"kaggle": KAGGLE, "lgg": LGG}[name]
     try: return Path(kagglehub.dataset_download(handle, output_dir=None if to is None else str(to)))
-    except Exception as error: # no network, a proxy, a full disk: kagglehub lets every library's own errors through
+    except Exception as error: # no network, a proxy, a full disk: kagglehub lets the errors of its libraries through
         reason = str(error).split("\n")[0][:200]
         raise InputError(f"{name}: the download did not work ({reason}). Try again, or download "
                          f"https://www.kaggle.com/datasets/{handle} by hand and give its folder.") from None

@@ -8,24 +8,23 @@ __all__ = ['Folds', 'names_fingerprint', 'patient_folds', 'authors_folds', 'spli
 
 # %% ../../nbs/data/08_splits.ipynb #ee47da18
 import hashlib
-import json
 import re
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-from ..core import InputError, UsageError, write_whole
+from ..core import InputError, UsageError, read_json, save_json
 from .patients import leaking_patients, refuse_leaks
 from .slices import Slices
 
 # %% ../../nbs/data/08_splits.ipynb #33b8217e
 @dataclass(frozen=True)
 class Folds:
-    "Which fold each slice is in, by its name. The same at every size of the slices, and kept in a file so that trainings share it."
+    "Which fold each slice is in, by its name: the same at every size, and kept in a file so that trainings share it."
     made: str # "patients" or "authors"
     count: int # number of folds
     seed: int # of their making
@@ -38,7 +37,7 @@ def names_fingerprint(names: pd.Series | list[str], # of slices
 
 def _strata(slices: Slices) -> np.ndarray:
     "Category and size of each slice as one text: no tumour, or a third of the tumours by area."
-    areas = np.array([int(mask.sum()) for mask in slices.masks]) # one by one: the masks may be on disk
+    areas = slices.areas
     edges = np.quantile(areas[areas > 0], (1 / 3, 2 / 3)) if areas.any() else [0, 0]
     sizes = np.where(areas > 0, np.searchsorted(edges, areas), -1)
     return np.array([f"{category} {size}" for category, size in zip(slices.table["category"], sizes)])
@@ -47,16 +46,19 @@ def patient_folds(slices: Slices, # their patients known
                   count: int = 5, # number of folds
                   seed: int = 0, # of the draw
                   ) -> Folds:
-    "Folds by patients, alike in categories and tumour sizes. InputError where a patient is unknown, UsageError where there are too few."
+    """Folds by patients, alike in categories and tumour sizes. InputError where a patient is unknown, UsageError where
+    there are too few."""
     patients = slices.table["patient"]
     unknown, persons = int((patients == "").sum()), patients.nunique()
-    if unknown: raise InputError(f"The patient of {unknown} of {len(slices)} slices is unknown, so no split by patients can be made. "
-                                 "Give a table of patients, or leave these slices out.")
-    if not 3 <= count <= persons: raise UsageError(f"{count} folds of {persons} patients: give a number from 3 to {persons}.")
+    if unknown:
+        raise InputError(f"The patient of {unknown} of {len(slices)} slices is unknown, so no split by patients can be "
+                         "made. Give a table of patients, or leave these slices out.")
+    if not 3 <= count <= persons:
+        raise UsageError(f"{count} folds of {persons} patients: give a number from 3 to {persons}.")
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     fold = np.zeros(len(slices), int)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning) # a rare category with fewer slices than folds is no reason to worry anybody
+        warnings.simplefilter("ignore", UserWarning) # a rare category with fewer slices than folds worries nobody
         for number, (_, rows) in enumerate(splitter.split(fold, _strata(slices), patients), 1): fold[rows] = number
     return Folds("patients", count, seed, dict(zip(slices.table["name"], fold.tolist())))
 
@@ -67,81 +69,92 @@ def authors_folds(slices: Slices, # whose splits are fold1, fold2, ..., as figsh
     numbers = [re.fullmatch(r"fold([1-9][0-9]?)", split) for split in slices.table["split"]]
     found = sorted({int(number[1]) for number in numbers if number})
     if not all(numbers) or found != list(range(1, len(found) + 1)) or len(found) < 3:
-        raise InputError(f"The source gives no folds of its own: its splits are {', '.join(slices.table['split'].unique()[:6])}. "
+        splits = ", ".join(slices.table["split"].unique()[:6])
+        raise InputError(f"The source gives no folds of its own: its splits are {splits}. "
                          "Take folds by patients (--split patients).")
-    return Folds("authors", len(found), 0, {name: int(number[1]) for name, number in zip(slices.table["name"], numbers)})
+    fold = {name: int(number[1]) for name, number in zip(slices.table["name"], numbers)}
+    return Folds("authors", len(found), 0, fold)
 
 # %% ../../nbs/data/08_splits.ipynb #3848765e
 def split_by(slices: Slices, # those that the folds were made for, at any size
-              folds: Folds, # from `patient_folds`, `authors_folds` or a file
-              fold: int = 1, # which one is the test; the next one is the validation, the others are train
-              ) -> Slices: # the same arrays, with another column `split`
-    "Train, valid and test by folds. InputError where the folds belong to another data set, UsageError where there is no such fold."
-    if not 1 <= fold <= folds.count: raise UsageError(f"fold is {fold}: give a number from 1 to {folds.count}, the number of folds.")
+             folds: Folds, # from `patient_folds`, `authors_folds` or a file
+             fold: int = 1, # which one is the test; the next one is the validation, the others are train
+             ) -> Slices: # the same arrays, with another column `split`; they know their folds
+    """Train, valid and test by folds. InputError where the folds belong to another data set, UsageError where there is
+    no such fold."""
+    if not 1 <= fold <= folds.count:
+        raise UsageError(f"fold is {fold}: give a number from 1 to {folds.count}, the number of folds.")
     if names_fingerprint(folds.fold) != names_fingerprint(slices.table["name"]):
         common = len(set(folds.fold) & set(slices.table["name"]))
-        raise InputError(f"The folds were made for another data set: {common} of its {len(folds.fold)} slices are among these "
-                         f"{len(slices)}. Open the data that they were made for, or make new ones.")
+        raise InputError(f"The folds were made for another data set: {common} of its {len(folds.fold)} slices are "
+                         f"among these {len(slices)}. Open the data that they were made for, or make new ones.")
     number = slices.table["name"].map(folds.fold)
     split = np.select([number == fold, number == fold % folds.count + 1], ["test", "valid"], "train")
-    return Slices(slices.images, slices.masks, slices.table.assign(split=split.astype(object)))
+    return replace(slices.assign(split=split.astype(object)), folds=folds)
 
 # %% ../../nbs/data/08_splits.ipynb #efff2c53
 def save_folds(path: str | Path, # a JSON file, to be written or replaced
                folds: Folds, # to keep
                ) -> None:
     "Write folds to a file, whole or not at all."
-    write_whole(path, json.dumps({**asdict(folds), "fingerprint": names_fingerprint(folds.fold)}, indent=1).encode())
+    save_json(path, {**asdict(folds), "fingerprint": names_fingerprint(folds.fold)})
 
 def load_folds(path: str | Path, # written by `save_folds`
                ) -> Folds:
     "Read folds back; InputError where the file is missing, damaged or something else."
+    facts = read_json(path, "a file of folds")
     try:
-        facts = json.loads(Path(path).read_text(encoding="utf-8"))
-        fold, count = facts["fold"], facts["count"]
-        whole = type(count) is type(facts["seed"]) is int and isinstance(facts["made"], str) and {*map(type, fold.values())} == {int}
-        if not whole or set(fold.values()) != set(range(1, count + 1)): raise ValueError("its folds are not numbered from 1 to their count")
+        fold, count, seed, made = (facts[key] for key in ("fold", "count", "seed", "made"))
+        numbers = list(fold.values())
+        typed = type(count) is int and type(seed) is int and isinstance(made, str) and {*map(type, numbers)} == {int}
+        if not typed or set(numbers) != set(range(1, count + 1)):
+            raise ValueError("its folds are not numbered from 1 to their count")
         if names_fingerprint(fold) != facts["fingerprint"]: raise ValueError("its names do not fit its fingerprint")
-        return Folds(facts["made"], count, facts["seed"], fold)
-    except OSError as error: raise InputError(f"{path}: cannot be read ({error.strerror or error}). Check the name.") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return Folds(made, count, seed, fold)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is not a file of folds ({error}). Make the folds anew.") from None
 
 # %% ../../nbs/data/08_splits.ipynb #169a31ef
+def _named_folds(slices: Slices, split: str, count: int) -> Folds:
+    "The folds by their name: patients, authors, or a file."
+    if split == "patients": return patient_folds(slices, count)
+    return authors_folds(slices) if split == "authors" else load_folds(split)
+
 def choose_split(slices: Slices, # from any source
-                 split: str = "", # "official", "patients", "authors", a file of folds, or "": what the source says, unless it leaks
+                 split: str = "", # official, patients, authors, a file of folds; "": the source's own, unless it leaks
                  count: int = 5, # number of folds, for "patients"
                  fold: int = 1, # which fold is the test
-                 ) -> tuple[Slices, Folds | None]: # with train, valid and test; the folds, to be kept beside the run
-    "Slices with the split that was asked for. InputError where it cannot be had, or leaks without having been asked for by name."
-    official = "train" in set(slices.table["split"])
+                 ) -> Slices: # with train, valid and test, and the folds that they were made by
+    "Slices with the split asked for. InputError where it cannot be had, or leaks without being asked for by name."
+    splits = slices.table["split"]
+    official = "train" in set(splits)
     if not split and not official:
-        if all(part.startswith("fold") for part in slices.table["split"]): split = "authors"
+        if all(part.startswith("fold") for part in splits): split = "authors"
         elif (slices.table["patient"] != "").all(): split = "patients"
-        else: raise InputError("The source has neither splits nor patients. Put the slices into train/, valid/ and test/, "
-                               "or give a table of patients.")
+        else:
+            raise InputError("The source has neither splits nor patients. Put the slices into train/, valid/ and "
+                             "test/, or give a table of patients.")
     if split == "official" and not official:
-        raise InputError(f"The source has no train, valid and test: its splits are {', '.join(slices.table['split'].unique()[:6])}. "
+        raise InputError(f"The source has no train, valid and test: its splits are {', '.join(splits.unique()[:6])}. "
                          "Choose patients or authors.")
-    if split in ("", "official"):
-        if not split: refuse_leaks(slices)
-        return slices, None
-    folds = patient_folds(slices, count) if split == "patients" else authors_folds(slices) if split == "authors" else load_folds(split)
-    chosen = split_by(slices, folds, fold)
-    refuse_leaks(chosen) # a file may be older than the patients, and authors may err
-    return chosen, folds
+    if split == "official": return slices
+    chosen = split_by(slices, _named_folds(slices, split, count), fold) if split else slices
+    refuse_leaks(chosen) # a file of folds may be older than the patients, and authors may err
+    return chosen
 
 # %% ../../nbs/data/08_splits.ipynb #711a0874
 def choose_folds(slices: Slices, # from any source; a split of its own is not looked at
-                 split: str = "", # "patients", "authors", a file of folds, or "": the authors' where the source has them, else patients
+                 split: str = "", # patients, authors, a file of folds; "": the authors' where there are some
                  count: int = 5, # number of folds, for "patients"
                  ) -> Folds:
-    "Folds for a cross-validation. InputError where they cannot be had, or a patient is in several; UsageError where `split` has no folds."
-    if split == "official": raise UsageError("The official split has no folds. Choose patients, authors or a file of folds.")
+    """Folds for a cross-validation. InputError where they cannot be had, or a patient is in several; UsageError where
+    `split` has no folds."""
+    if split == "official":
+        raise UsageError("The official split has no folds. Choose patients, authors or a file of folds.")
     if not split: split = "authors" if all(part.startswith("fold") for part in slices.table["split"]) else "patients"
-    folds = patient_folds(slices, count) if split == "patients" else authors_folds(slices) if split == "authors" else load_folds(split)
+    folds = _named_folds(slices, split, count)
     table = split_by(slices, folds).table # refuses folds of another data set
-    torn = leaking_patients(Slices(slices.images, slices.masks, table.assign(split=table["name"].map(folds.fold).astype(str))))
+    torn = leaking_patients(slices.assign(split=table["name"].map(folds.fold).astype(str)))
     if len(torn):
         raise InputError(f"{len(torn)} patients have slices in several folds, {torn.index[0]} among them. "
                          "Take folds by patients (--split patients).")

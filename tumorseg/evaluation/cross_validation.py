@@ -50,7 +50,7 @@ def _train_fold(slices: Slices, run: Path, config: Config, folds: Folds) -> str:
     "Train or resume a fold and score it. Returns what went wrong in one line, all of it then in `run`.log; \"\" where all went well."
     try:
         if (run / "config.json").exists(): resume(slices, run)
-        else: train(slices, run, config, folds=folds)
+        else: train(slices, run, config)
         evaluate(run, slices)
         return ""
     except Exception as error: # whatever it is, the other folds go on

@@ -8,6 +8,7 @@ __all__ = ['first_network', 'train', 'resume']
 # %% ../../nbs/training/05_train.ipynb #043c3054
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,17 +23,17 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch import nn
+from tqdm.auto import tqdm
 
-from ..core import InputError, progress_bar, write_whole
+from ..core import InputError, progress_bar, save_table, sweep
 from ..data.slices import Slices
-from ..data.splits import Folds
 from ..model.checkpoint import save_model, save_training
 from ..model.inference import ModelInfo, best_device, best_precision, measure_normalisation
 from ..model.unet import UNet
 from .config import Config
 from .curves import _report
 from .loop import Loop, epoch_batches, learning_rate, validate
-from .run import read_config, start_run, trained_on
+from .run import Run, start_run
 
 # %% ../../nbs/training/05_train.ipynb #6269a31d
 def first_network(slices: Slices, # with the split "train"
@@ -42,7 +43,7 @@ def first_network(slices: Slices, # with the split "train"
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         network = UNet(slices.images.shape[1], config.width, config.depth)
-    # It begins by saying the share of tumour everywhere, not one half (arXiv 1708.02002, section 4.1): that saves the first epochs
+    # It begins by saying the share of tumour everywhere, not one half: that saves epochs (arXiv 1708.02002, 4.1)
     rows = slices.rows_of("train")
     share = float(np.clip(slices.masks[rows[::max(1, len(rows) // 1000)]].mean(), 1e-3, .5))
     nn.init.constant_(network.out.bias, math.log(share / (1 - share)))
@@ -57,122 +58,185 @@ def _ctrl_c() -> Iterator[threading.Event]:
         yield asked
         return
     before = signal.getsignal(signal.SIGINT)
-    def ask(*_): asked.set(); signal.signal(signal.SIGINT, before)
+    def ask(*_):
+        asked.set()
+        signal.signal(signal.SIGINT, before)
     signal.signal(signal.SIGINT, ask)
     try: yield asked
     finally: signal.signal(signal.SIGINT, before)
 
-def _keep(run: Path, loop: Loop) -> None:
-    "Write how far the training has come."
-    if not loop.accelerator.is_main_process: return
-    save_training(run / "last" / "training.safetensors", loop.plain, loop.average, loop.optimizer, loop.place)
-    write_whole(run / "history.csv", pd.DataFrame(loop.place["history"]).round(6).to_csv(index=False).encode())
+# %% ../../nbs/training/05_train.ipynb #0681741a
+def _finished(history: list[dict], config: Config) -> bool:
+    "Whether all epochs are done, or the validation Dice has not risen for `patience` of them (early stopping)."
+    scores = [row["valid_dice"] for row in history]
+    if len(scores) >= config.epochs: return True
+    return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= config.patience
 
-def _fit(slices: Slices, run: Path, config: Config, network: nn.Module, accelerator: Accelerator,
-         on_epoch: Callable | None, should_stop: Callable[[], bool] | None) -> None:
-    "Train from where `run` has come to, or from the start."
-    rows, valid_rows = slices.rows_of("train"), slices.rows_of("valid")
-    tumour = (slices.table["label"] != "").to_numpy()[rows]
-    info = ModelInfo(slices.images.shape[-1], *measure_normalisation(slices.images[rows[::max(1, len(rows) // 1000)]]))
-    loop = Loop(slices, info, config, network, accelerator, run / "last" / "training.safetensors")
-    place, steps, alone = loop.place, max(1, len(rows) // config.batch), accelerator.num_processes == 1
-    if place["history"]: _keep(run, loop) # history.csv, if a kill came before it
-    progress = progress_bar(total=config.epochs * steps, initial=place["step"], desc="training", unit="step", delay=0,
-                            disable=None if accelerator.is_main_process else True)
-    scores = lambda: [row["valid_dice"] for row in place["history"]]
-    stopped = lambda: asked.is_set() or bool(should_stop and should_stop())
+class _Training:
+    "A training from where its folder has come to, one epoch after the other."
+    save_after = 300 # seconds without a checkpoint, where an epoch is long
+
+    def __init__(self, slices: Slices, run: Run, config: Config, network: nn.Module, accelerator: Accelerator):
+        self.slices, self.run, self.config, self.network = slices, run, config, network
+        self.rows, self.valid_rows = slices.rows_of("train"), slices.rows_of("valid")
+        self.tumour = slices.areas[self.rows] > 0
+        some = slices.images[self.rows[::max(1, len(self.rows) // 1000)]]
+        self.info = ModelInfo(slices.images.shape[-1], *measure_normalisation(some))
+        self.loop = Loop(slices, self.info, config, network, accelerator, run / "last/training.safetensors")
+        self.place, self.main = self.loop.place, accelerator.is_main_process
+        self.history = self.place["history"] # a row for each finished epoch
+        self.steps = max(1, len(self.rows) // config.batch) # of an epoch
+        if self.history: self.keep() # history.csv, if a kill came before it
+
+    def keep(self) -> None:
+        "Write how far the training has come."
+        if not self.main: return
+        loop = self.loop
+        save_training(self.run / "last/training.safetensors", loop.plain, loop.average, loop.optimizer, self.place)
+        save_table(self.run / "history.csv", pd.DataFrame(self.history))
+
+    def epoch(self, stopped: Callable[[], bool], progress: tqdm) -> bool:
+        "Train for the rest of an epoch, then validate. False where it was stopped before its end."
+        start, saved = time.perf_counter(), time.monotonic()
+        begun = self.place["step"] - len(self.history) * self.steps # more than 0 where the epoch was interrupted
+        device, total_steps = self.loop.device, self.config.epochs * self.steps
+        loss, skipped = (torch.tensor(float(self.place[name]), device=device) for name in ("loss", "skipped"))
+
+        def pause() -> None: # in the middle of an epoch
+            self.place.update(loss=loss.item(), skipped=skipped.item())
+            self.keep()
+
+        self.network.train()
+        for number, batch in enumerate(epoch_batches(self.tumour, self.config, len(self.history))):
+            if number < begun: continue
+            if stopped(): break
+            # 1) one step; its loss stays on the device, since .item() would make a GPU wait
+            rate = learning_rate(self.place["step"], total_steps, self.config)
+            step_loss, bad = self.loop.step(self.rows[batch], rate)
+            loss += step_loss
+            skipped += bad
+            # 2) a loss that is not finite ends the training; on a GPU it is looked at now and then only
+            if device.type == "cpu" or number % 50 == 49 or number == self.steps - 1:
+                self.loop.refuse_divergence(self.slices.table["name"].iloc[self.rows[batch]].tolist())
+            # 3) in a long epoch nothing older than some minutes is ever lost
+            if time.monotonic() - saved > self.save_after:
+                pause()
+                saved = time.monotonic()
+            progress.update()
+        if self.place["step"] < (len(self.history) + 1) * self.steps:
+            pause()
+            return False
+        trained = time.perf_counter() - start
+        valid_loss, valid_dice = self.validate()
+        wrong = int(skipped.item())
+        self.history.append(dict(
+            epoch=len(self.history) + 1, train_loss=loss.item() / max(1, self.steps - wrong), valid_loss=valid_loss,
+            valid_dice=valid_dice, lr=rate, seconds=time.perf_counter() - start,
+            slices_per_second=(self.steps - begun) * len(batch) / trained, skipped=wrong))
+        self.place.update(loss=0., skipped=0)
+        self.keep()
+        return True
+
+    def validate(self) -> tuple[float, float]:
+        "Loss and Dice of the averaged network on the validation slices; it is saved where its Dice is the best so far."
+        batch = max(1, 32 // self.place["parts"])
+        found = [validate(self.loop.average, self.slices, self.valid_rows, self.info, batch)]
+        loss, score, threshold = broadcast_object_list(found)[0] # the main process's, so that all decide alike
+        self.best_info = replace(self.info, threshold=round(threshold, 2))
+        if self.main and score > max((row["valid_dice"] for row in self.history), default=-1):
+            save_model(self.run / "model.safetensors", self.loop.average, self.best_info)
+        return loss, score
+
+# %% ../../nbs/training/05_train.ipynb #9b162507
+def _fit(training: _Training, accelerator: Accelerator,
+         on_epoch: Callable | None, should_stop: Callable | None) -> None:
+    "All epochs that are left, and what is shown and logged after each."
+    config, history, run = training.config, training.history, training.run
+    alone = accelerator.num_processes == 1 # one of several must not stop by itself: the others would wait for it
+    progress = progress_bar(total=config.epochs * training.steps, initial=training.place["step"], desc="training",
+                            unit="step", delay=0, disable=None if training.main else True)
     with _ctrl_c() as asked:
-        while len(scores()) < config.epochs and not (scores() and len(scores()) - 1 - int(np.argmax(scores())) >= config.patience):
-            epoch, start, saved = len(scores()), time.perf_counter(), time.monotonic()
-            total, skipped = (torch.tensor(place[name], device=loop.device, dtype=torch.float32) for name in ("loss", "skipped"))
-            begun = place["step"] - epoch * steps # more than 0 where the epoch was interrupted
-            network.train()
-            def pause(): # in the middle of an epoch
-                place.update(loss=total.item(), skipped=skipped.item())
-                _keep(run, loop)
-            for number, batch in enumerate(epoch_batches(tumour, config, epoch)):
-                if number < begun: continue
-                if alone and stopped(): break
-                rate = learning_rate(place["step"], config.epochs * steps, config)
-                loss, bad = loop.step(rows[batch], rate)
-                total += loss; skipped += bad # no .item() here: it would make a GPU wait
-                if loop.device.type == "cpu" or number % 50 == 49 or number == steps - 1:
-                    loop.refuse_divergence(slices.table["name"].iloc[rows[batch]].tolist())
-                if time.monotonic() - saved > 300: pause(); saved = time.monotonic()
-                progress.update()
-            if place["step"] < (epoch + 1) * steps: pause(); break
-            trained = time.perf_counter() - start
-            found = [validate(loop.average, slices, valid_rows, info, batch=max(1, 32 // place["parts"]))]
-            valid_loss, valid_dice, threshold = broadcast_object_list(found)[0] # the main process's, so that all decide alike
-            if valid_dice > max(scores(), default=-1) and accelerator.is_main_process:
-                save_model(run / "model.safetensors", loop.average, replace(info, threshold=round(threshold, 2)))
-            wrong = skipped.item()
-            place["history"].append(dict(
-                epoch=epoch + 1, train_loss=total.item() / max(1, steps - wrong), valid_loss=valid_loss, valid_dice=valid_dice, lr=rate,
-                seconds=time.perf_counter() - start, slices_per_second=(steps - begun) * len(batch) / trained, skipped=int(wrong)))
-            place.update(loss=0., skipped=0)
-            _keep(run, loop)
-            if not accelerator.is_main_process: continue
-            accelerator.log({name: value for name, value in place["history"][-1].items() if name != "epoch"}, step=epoch + 1)
-            if on_epoch: on_epoch(place["history"], loop.average, replace(info, threshold=round(threshold, 2)))
-            else: _report(progress, place["history"], config.epochs)
+        def stopped() -> bool: return alone and (asked.is_set() or bool(should_stop and should_stop()))
+        while not _finished(history, config):
+            if not training.epoch(stopped, progress): break
+            if not training.main: continue
+            accelerator.log({name: value for name, value in history[-1].items() if name != "epoch"}, step=len(history))
+            if on_epoch: on_epoch(history, training.loop.average, training.best_info)
+            else: _report(progress, history, config.epochs)
     progress.close()
     if asked.is_set():
-        raise KeyboardInterrupt(f"{run}: stopped after step {place['step']}, and everything is kept. Go on with resume (--resume).")
+        raise KeyboardInterrupt(f"{run}: stopped after step {training.place['step']}, and everything is kept. "
+                                "The same call, or --resume, goes on from there.")
 
 # %% ../../nbs/training/05_train.ipynb #26572d8d
 def _accelerator(run: Path, config: Config, tracker: str) -> Accelerator:
     if tracker:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-        if tracker not in LOGGER_TYPE_TO_CLASS or tracker not in map(str, get_available_trackers()):
+        at_hand = sorted(map(str, get_available_trackers()))
+        if tracker not in LOGGER_TYPE_TO_CLASS or tracker not in at_hand:
             raise InputError(f"Tracker {tracker!r}: not installed or not known to accelerate. At hand: "
-                             f"{', '.join(sorted(map(str, get_available_trackers()))) or 'none'}; pip install tensorboard brings one.")
+                             f"{', '.join(at_hand) or 'none'}; pip install tensorboard brings one.")
     device = best_device() # said to accelerate, which would not look for other processes on a CPU otherwise
-    AcceleratorState._reset_state() # it is one for the whole session, and refuses a second precision; the processes it knows of stay
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=best_precision(device), log_with=tracker or None, project_dir=run)
-    if accelerator.device.type == "cuda": torch.backends.cudnn.benchmark = True # slices of one size: the fastest kernels are worth a search
+    # Its state is one for the whole session, and refuses a second precision; the processes it knows of stay
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=best_precision(device),
+                              log_with=tracker or None, project_dir=run)
+    # Slices of one size: the fastest kernels are worth a search
+    if accelerator.device.type == "cuda": torch.backends.cudnn.benchmark = True
     if tracker:
-        accelerator.init_trackers("tumorseg", {name: value if isinstance(value, (int, float)) else str(value)
-                                               for name, value in asdict(config).items()})
+        settings = {name: value if isinstance(value, (int, float)) else str(value)
+                    for name, value in asdict(config).items()}
+        accelerator.init_trackers("tumorseg", settings)
     return accelerator
 
-def train(slices: Slices, # with the splits "train" and "valid"
-          run: str | Path, # folder of the run, new
-          config: Config = Config(), # how to train
-          network: nn.Module | None = None, # maps (B, C, H, W) to logits (B, 1, H, W); None: our U-Net of the configuration
-          folds: Folds | None = None, # those that the split was made by, to be kept in the run for other trainings
-          on_epoch: Callable[[list[dict], nn.Module, ModelInfo], None] | None = None, # called after each epoch; None: a curve, or a line
-          should_stop: Callable[[], bool] | None = None, # asked before each step: True ends the training, with everything kept
-          tracker: str = "", # one that accelerate knows: tensorboard, wandb, mlflow, trackio
-          ) -> Path: # the run folder
-    """Train, and keep everything in `run`: config.json, table.csv (the slices), history.csv, model.safetensors (best validation Dice)
-    and last/ (what is needed to go on). `on_epoch` gets the history, the averaged network and its `ModelInfo`. InputError where the
-    folder holds a training already, a split is missing, or the loss stops being finite."""
-    run, network = Path(run), network or first_network(slices, config)
-    accelerator = _accelerator(run, config, tracker)
-    if accelerator.is_main_process: start_run(slices, run, config, network, folds)
-    accelerator.wait_for_everyone()
-    _fit(slices, run, config, network, accelerator, on_epoch, should_stop)
-    if tracker: accelerator.end_training()
-    return run
+# %% ../../nbs/training/05_train.ipynb #b0ae6693
+def _refuse_others(slices: Slices, run: Run, config: Config | None) -> None:
+    "InputError where a training was begun with other settings or other data."
+    kept = run.config
+    if config not in (None, kept):
+        differing = [f"{name} {getattr(kept, name)}, not {value}" for name, value in vars(config).items()
+                     if value != getattr(kept, name)]
+        raise InputError(f"{run}: was begun with other settings ({'; '.join(differing)}). Go on without settings "
+                         "(--resume), or choose another folder.")
+    if not run.knows(slices):
+        raise InputError(f"{run}: was trained on other data or another size ({run.size} px, "
+                         f"{run.facts['data']['fingerprint']}). Open the same data at that size, or choose another "
+                         "folder.")
 
-def resume(slices: Slices, # the same as before
-           run: str | Path, # folder of a training that was stopped
-           network: nn.Module | None = None, # as given to `train`
-           on_epoch: Callable[[list[dict], nn.Module, ModelInfo], None] | None = None, # as in `train`
-           should_stop: Callable[[], bool] | None = None, # as in `train`
-           tracker: str = "", # as in `train`
-           ) -> Path: # the run folder
-    "Go on with a training where it was kept last, as if it had not been stopped. Refuses other data and other networks."
-    run, facts = Path(run), read_config(run)
-    if not trained_on(slices, run):
-        raise InputError(f"{run}: was trained on other data or another size ({facts['size']} px, {facts['fingerprint']}). "
-                         "Open the same data at that size.")
-    config = facts["config"]
-    accelerator = _accelerator(run, config, tracker)
-    if accelerator.is_main_process: # a kill can leave a file half-written beside the one it was to replace
-        for rest in (*run.glob(".*.[0-9]*"), *run.glob("last/.*.[0-9]*")): rest.unlink()
+def train(slices: Slices, # with the splits "train" and "valid"
+          run: str | Path | Run, # folder of the run: new, or of a training to go on with
+          config: Config | None = None, # how to train; None: as the run was begun, `Config()` for a new one
+          network: nn.Module | None = None, # maps (B, C, H, W) to logits (B, 1, H, W); None: our U-Net
+          on_epoch: Callable[[list[dict], nn.Module, ModelInfo], None] | None = None, # after each epoch; None: shows it
+          should_stop: Callable[[], bool] | None = None, # asked before each step: True ends it, with everything kept
+          tracker: str = "", # one that accelerate knows: tensorboard, wandb, mlflow, trackio
+          ) -> Run:
+    """Train, and keep everything in `run`: config.json, table.csv (the slices), history.csv, model.safetensors (best
+    validation Dice) and last/ (what is needed to go on). `on_epoch` gets history, averaged network and `ModelInfo`.
+
+    Where the folder holds a training with the same data and settings, it goes on as if it had not been stopped, and
+    says so where nothing is left to do. InputError where data or settings are others, a split is missing, the network
+    does not fit what is kept, or the loss stops being finite.
+    """
+    run = Run(run)
+    begun = run.begun
+    if begun: _refuse_others(slices, run, config)
+    config = run.config if begun else config or Config()
+    network = network or first_network(slices, config)
+    accelerator = _accelerator(run.path, config, tracker)
+    if accelerator.is_main_process:
+        if begun:
+            for folder in (run.path, run / "last"): sweep(folder)
+        else: start_run(slices, run, config, network)
     accelerator.wait_for_everyone()
-    _fit(slices, run, config, network or first_network(slices, config), accelerator, on_epoch, should_stop)
+    training = _Training(slices, run, config, network, accelerator)
+    if begun and training.main and _finished(training.history, config):
+        best = max(row["valid_dice"] for row in training.history)
+        tqdm.write(f"{run}: is finished, {len(training.history)} of {config.epochs} epochs, best validation Dice "
+                   f"{best:.3f}. Nothing is left to do.", file=sys.stderr)
+    _fit(training, accelerator, on_epoch, should_stop)
     if tracker: accelerator.end_training()
-    return run
+    return Run(run) # read anew
+
+def resume(slices, run, network=None, on_epoch=None, should_stop=None, tracker=""): # until every caller is moved
+    return train(slices, run, None, network, on_epoch, should_stop, tracker)
