@@ -29,7 +29,7 @@ def tumour_batch(slices: Slices, # of any size
                  side: int | None = None, # pixels that they are thinned out to, about; None: as they are
                  ) -> tuple[Tensor, Tensor]: # images float32 (B, C, H, W), normalised; masks uint8 (B, 1, H, W)
     "Slices with tumour, evenly spread over the set, as a network takes them; the first slice where none has a tumour."
-    rows = np.flatnonzero([mask.any() for mask in slices.masks])
+    rows = np.flatnonzero(slices.areas)
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, most).round().astype(int))] if len(rows) else np.array([0])
     step = max(1, slices.masks.shape[-1] // side) if side else 1
     thinned = (array[rows][..., ::step, ::step] for array in (slices.images, slices.masks))

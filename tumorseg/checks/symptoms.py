@@ -64,14 +64,13 @@ def check_masks(slices: Slices, # any, also arrays of your own
         return [Finding("geometry", evidence, "Bring both to one size with to_square and mask_to_square.")]
     wrong = _wrong_values(masks)
     if wrong: return wrong
-    areas = np.array([int(np.count_nonzero(mask)) for mask in masks])
-    share = areas.sum() / max(masks.size, 1)
+    share = slices.areas.sum() / max(masks.size, 1)
     if share > .5:
         evidence = f"{share:.0%} of all pixels are marked as tumour."
         return [Finding("masks", evidence, "Exchange background and tumour: masks = 1 - masks.")]
     evidence = []
     for split in slices.table["split"].unique():
-        of_split = areas[(slices.table["split"] == split).to_numpy()]
+        of_split = slices.areas[slices.table["split"] == split]
         tumours = of_split[of_split > 0]
         if len(tumours) < _EMPTY * len(of_split):
             evidence.append(f"{len(tumours)} of {len(of_split)} masks of {split} have any tumour.")
@@ -119,7 +118,7 @@ def check_images(slices: Slices, # any, also arrays of your own
         return [Finding("images", evidence, f"Convert them: {mend}.")]
     step = max(1, images.shape[-1] // 128)
     contrast = np.array([np.subtract(*np.percentile(image[..., ::step, ::step], (99, 1))) for image in images])
-    tumour = np.array([mask.any() for mask in slices.masks])
+    tumour = slices.areas > 0
     asked = tumour if tumour.any() else np.ones(len(slices), bool) # at the ends of a scan a slice may rightly be blank
     flat = asked & (contrast < _FLAT)
     if flat.sum() <= .05 * asked.sum(): return _unusual(slices, info)
@@ -154,7 +153,7 @@ def contrasts(slices: Slices, # any
     """How much tissue under each mask differs from that around it, in standard deviations of the picture: with the mask
     turned as in `TURNS`, and moved by up to 16 of 64 pixels. Only of slices with tumour.
     """
-    rows = np.array([row for row, mask in enumerate(slices.masks) if 0 < mask.mean() < .5], int)
+    rows = np.flatnonzero((slices.areas > 0) & (slices.areas < np.prod(slices.masks.shape[1:]) / 2))
     moves = 2 * _RANGE + 1
     padded = (_SIDE + 2 * _RANGE,) * 2 # so that what leaves on one side does not come back on the other
     turned = np.zeros((len(rows), len(TURNS)), np.float32)
@@ -235,8 +234,7 @@ def _turned_by_viewers(names: list[str], folder: Path) -> int:
         with Image.open(path) as picture: count += picture.getexif().get(274, 1) != 1 # 274 is Orientation
     return count
 
-def check_geometry(slices: Slices, # with masks of 0 and 1
-                   folder: Path | None = None, # where they came from, to look for EXIF orientations
+def check_geometry(slices: Slices, # with masks of 0 and 1; where they have a folder, its files are looked at
                    ) -> list[Finding]: # of cause "geometry", one at most
     "Whether all masks, or those of one split, fit their images better turned or moved."
     rows, turned, moved = contrasts(slices)
@@ -254,7 +252,7 @@ def check_geometry(slices: Slices, # with masks of 0 and 1
                     f"by {found['then']:.2f} standard deviations, and by {found['now']:.2f} as they are "
                     f"({part.sum()} slices, t {found['t']:.0f}).")
         names = slices.table["name"].iloc[rows[part][:200]].tolist()
-        oriented = _turned_by_viewers(names, folder) if folder else 0
+        oriented = _turned_by_viewers(names, slices.folder) if slices.folder else 0
         if oriented:
             evidence += f" {oriented} of the files have an EXIF orientation, by which annotation tools turn them."
         mend = f"Look at some overlays, and mend the reading of the masks: masks = {mend}."
