@@ -108,8 +108,8 @@ class Run(os.PathLike):
 
     @property
     def size(self) -> int:
-        "Side of its slices in pixels."
-        return int(self.facts["size"])
+        "Side of its slices in pixels; a model alone, without config.json, knows it too."
+        return int(self.facts["size"]) if self.begun else self.segmenter().info.size
 
     @cached_property
     def table(self) -> pd.DataFrame | None:
