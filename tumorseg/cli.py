@@ -41,8 +41,7 @@ _Part = Annotated[str, arg(metavar="train|valid|test", help="which split to scor
 # %% ../nbs/cli.ipynb #b07e6601
 def demo(out: Annotated[Path, arg(help="folder for everything that is made")] = Path("demo"),
          ) -> None:
-    """The main job on simulated slices: make them, audit, train, evaluate, predict. Some minutes on a laptop; nothing is
-    downloaded."""
+    "The main job on simulated slices: make them, audit, train, evaluate, predict. Some minutes; nothing is downloaded."
     from tumorseg.evaluation.evaluate import scores_in_words
     from tumorseg.quality.verdict import audit_in_words
     folder = ts.write_demo(out / "data")

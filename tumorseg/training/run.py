@@ -70,8 +70,8 @@ def _read_table(path: Path, columns: set[str], what: str, mend: str) -> pd.DataF
         return table
     except (ValueError, KeyError) as error: raise InputError(f"{path}: is not {what} ({error}). {mend}") from None
 
-class Run(os.PathLike):
-    "The folder of a training, begun or not. It stands wherever a path is asked for: `run / \"overlays\"`, `Path(run)`."
+class _RunFiles(os.PathLike):
+    "What a run folder holds, each file read when it is asked for."
     def __init__(self,
                  path: "str | Path | Run", # the folder; nothing is read yet
                  ):
@@ -90,26 +90,23 @@ class Run(os.PathLike):
 
     @cached_property
     def facts(self) -> dict:
-        "config.json: config, size, architecture, data (with its fingerprint), device, precision, versions."
+        "config.json: config, size, fingerprint and architecture, data, device, precision, versions."
         path = self / "config.json"
         if not self.begun: raise InputError(f"{path}: not found. Give the folder of a training.")
         facts = read_json(path, "the description of a run")
-        try:
-            Config(**facts["config"]), int(facts["size"]), str(facts["data"]["fingerprint"])
-            return facts
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path}: is not the description of a run ({error!r}). "
-                             "Train again in a new folder.") from None
+        try: return {**facts, "config": Config(**facts["config"]), "fingerprint": facts["data"]["fingerprint"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: is not the description of a run ({error!r}). Train in a new folder.") from None
 
     @property
     def config(self) -> Config:
         "The settings it was begun with."
-        return Config(**self.facts["config"])
+        return self.facts["config"]
 
     @property
     def size(self) -> int:
         "Side of its slices in pixels; a model alone, without config.json, knows it too."
-        return int(self.facts["size"]) if self.begun else self.segmenter().info.size
+        return int(self.facts["size"]) if self.begun else Segmenter(self).info.size
 
     @cached_property
     def table(self) -> pd.DataFrame | None:
@@ -142,6 +139,10 @@ class Run(os.PathLike):
         "metrics.json of its evaluation; empty where it is not evaluated yet."
         return read_json(self / "metrics.json", "a summary of scores") if (self / "metrics.json").exists() else {}
 
+# %% ../../nbs/training/03_run.ipynb #082ce485
+class Run(_RunFiles):
+    "The folder of a training, begun or not. It stands wherever a path is asked for: `run / \"overlays\"`, `Path(run)`."
+
     def slices(self,
                data: Slices, # of any source
                ) -> Slices: # the same with the run's split, and its patients where it knew them; other data as they are
@@ -158,7 +159,7 @@ class Run(os.PathLike):
         if self.table is not None and self.table["name"].tolist() == slices.table["name"].tolist():
             patient = np.where(self.table["patient"] == "", "", slices.table["patient"])
             slices = slices.assign(patient=patient.astype(object))
-        return self.facts["data"]["fingerprint"] == slices.fingerprint()
+        return self.facts["fingerprint"] == slices.fingerprint()
 
     def segmenter(self,
                   network: nn.Module | None = None, # a fresh network of the same kind, where it is not our U-Net

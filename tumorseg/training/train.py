@@ -200,8 +200,7 @@ def _refuse_others(slices: Slices, run: Run, config: Config | None) -> None:
                          "(--resume), or choose another folder.")
     if not run.knows(slices):
         raise InputError(f"{run}: was trained on other data or another size ({run.size} px, "
-                         f"{run.facts['data']['fingerprint']}). Open the same data at that size, or choose another "
-                         "folder.")
+                         f"{run.facts['fingerprint']}). Open the same data at that size, or choose another folder.")
 
 def train(slices: Slices, # with the splits "train" and "valid"
           run: str | Path | Run, # folder of the run: new, or of a training to go on with
