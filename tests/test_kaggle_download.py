@@ -14,7 +14,7 @@ from tumorseg.demo.tumours import write_demo
 
 @pytest.fixture
 def kaggle(tmp_path, monkeypatch):
-    "A server where kagglehub's TEST environment is: `kaggle.archive` is what it gives, `kaggle.asked` what it was asked."
+    "A server at the address of kagglehub's TEST environment: it gives `kaggle.archive`, and `kaggle.asked` keeps the calls."
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -117,6 +117,13 @@ def test_a_range_that_is_refused_starts_anew(tmp_path):
         assert "1.mat" in names(figshare.fetch(tmp_path)) and figshare.ranges == [1000, 0]
 
 
+def test_a_server_that_is_busy_costs_nothing(tmp_path):
+    (tmp_path / "slices.zip.part").write_bytes(SLICES[:1000])
+    with Figshare(lambda handler, start: handler.reply(503, b"")) as figshare:
+        with pytest.raises(InputError, match="answered 503.*is kept"): figshare.fetch(tmp_path)
+    assert (tmp_path / "slices.zip.part").read_bytes() == SLICES[:1000]
+
+
 def test_the_checksum_is_looked_at(tmp_path):
     (tmp_path / "slices.zip.part").write_bytes(b"x" * 1000) # the rest fits, the start is another file's
     with Figshare() as figshare:

@@ -31,8 +31,9 @@ def _download(url: str, to: str, _: object, part: Path, size: int) -> None:
                 bar.update(len(block))
             download = HTTPDownloader(timeout=30, chunk_size=1 << 14, headers=headers)
             if arrived < size: download(url, SimpleNamespace(write=write, flush=file.flush), None)
-    except (ValueError, HTTPError): # not the rest of this file: the next attempt starts from the beginning
-        part.unlink()
+    except (ValueError, HTTPError) as error:
+        # too much, or no such range: what is there does not begin this file, and the next attempt starts anew
+        if isinstance(error, ValueError) or error.response.status_code == 416 or not arrived: part.unlink()
         raise
     part.replace(to)
 
