@@ -36,8 +36,8 @@ Split = Annotated[str, arg(metavar="official|patients|authors|FILE", help="how t
                            "folds.json of another run. Without it, the source's own, unless patients leak")]
 Folds = Annotated[int | None, arg(metavar="N", help="number of folds by patients; 5 where only --fold is given")]
 Fold = Annotated[int | None, arg(metavar="N", help="which fold is the test; the next one is the validation")]
-Defaults = Annotated[Path | None, arg(metavar="FILE", help="take the settings from best.json of a search or config.json "
-                                      "of a run; an option beside it goes before")]
+Defaults = Annotated[Path | None, arg(metavar="FILE", help="take the settings from best.json of a search or from "
+                                      "config.json of a run; an option beside it goes before")]
 Part = Annotated[str, arg(metavar="train|valid|test", help="which split to score")]
 
 # %% ../nbs/cli.ipynb #b07e6601
@@ -150,7 +150,7 @@ def tune(data: Data,
          size: Size = 128,
          config: Defaults = None,
          trials: Annotated[int | None, arg(metavar="N", help="of the search as a whole, 4 or more")] = None,
-         timeout: Annotated[float | None, arg(metavar="SECONDS", help="seconds of this call; the next call goes on")] = None,
+         timeout: Annotated[float | None, arg(metavar="SECONDS", help="of this call; the next call goes on")] = None,
          storage: Annotated[str | None, arg(metavar="URL", help="a database, else OUT/search.db")] = None,
          space: Annotated[Path | None, arg(metavar="FILE", help="JSON of what may change; else our own")] = None,
          repeats: Annotated[int, arg(help="so many seeds with which the best and the start are trained again")] = 0,
