@@ -33,7 +33,7 @@ class DoubleConv(nn.Sequential):
 
 # %% ../../nbs/model/00_unet.ipynb #bdc8782d
 class Down(nn.Sequential):
-    """Maximum of each 2x2 block, then DoubleConv: (B,cin,H,W) to (B,cout,ceil(H/2),ceil(W/2)), 4 less with padding="valid"."""
+    """2x2 max pooling, then DoubleConv: (B,cin,H,W) to (B,cout,ceil(H/2),ceil(W/2)), 4 less with padding="valid"."""
     def __init__(self,
         cin: int, # channels that come in
         cout: int, # channels that go out
@@ -60,7 +60,8 @@ def _join(
     return torch.cat([_crop(skip, h, w), _crop(x, h, w)], dim=1)
 
 class Up(nn.Module):
-    "Transposed 2x2 convolution, the skip joined in, then DoubleConv: (B,cin,H,W) and its skip (B,cout,H',W') to (B,cout,H',W') if padded."
+    """Transposed 2x2 convolution, the skip connection concatenated, then DoubleConv: (B,cin,H,W) and its skip
+    (B,cout,H',W') to (B,cout,H',W') if padded."""
     def __init__(self,
         cin: int, # channels that come from below
         cout: int, # channels of the skip, and those that go out
@@ -82,9 +83,11 @@ class OutConv(nn.Conv2d):
 
 # %% ../../nbs/model/00_unet.ipynb #e56b49b9
 def _he(module: nn.Module) -> None:
-    "Gaussian weights with std sqrt(2/N), N the inputs of one output pixel (arXiv 1505.04597, section 3); biases 0. For Module.apply."
+    """Gaussian weights with std sqrt(2/N), N the inputs of one output pixel (arXiv 1505.04597, section 3); biases 0.
+    For Module.apply."""
     if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)): return
-    taps = 1 if isinstance(module, nn.ConvTranspose2d) else math.prod(module.kernel_size)  # kernel = stride: one tap for each output pixel
+    # Transposed, the kernel is as wide as the stride: one tap for each output pixel
+    taps = 1 if isinstance(module, nn.ConvTranspose2d) else math.prod(module.kernel_size)
     nn.init.normal_(module.weight, std=math.sqrt(2 / (module.in_channels * taps)))
     if module.bias is not None: nn.init.zeros_(module.bias)
 
@@ -99,9 +102,12 @@ def _check_tiles(height: int, width: int, depth: int) -> None:
     raise ValueError(f'{height} x {width} pixels do not tile with padding="valid" and depth {depth}: '
                      f'the nearest sides that do are {" and ".join(map(str, sorted(near)))}.')
 
+
+# %% ../../nbs/model/00_unet.ipynb #b7d40c1e
 class UNet(nn.Module):
     """The U-Net of arXiv 1505.04597 with one logit a pixel: float (B,channels,H,W) to (B,1,H,W), any H and W.
-    With padding="valid" it is the paper's (width 64): smaller output, no batch normalisation, and ValueError for sizes that do not tile."""
+    With padding="valid" it is the paper's (width 64): smaller output, no batch normalisation, and ValueError for sizes
+    that do not tile."""
     def __init__(self,
         channels: int = 1, # of the picture: 1 is grey
         width: int = 16, # channels of the finest level; each level below has twice as many
@@ -110,8 +116,10 @@ class UNet(nn.Module):
     ):
         super().__init__()
         if padding not in ("same", "valid"): raise ValueError(f'padding is "same" or "valid", not {padding!r}.')
-        if min(channels, width, depth) < 1: raise ValueError(f"channels, width and depth are at least 1, not {channels}, {width}, {depth}.")
-        self.settings = dict(channels=channels, width=width, depth=depth, padding=padding)  # UNet(**settings) builds it again
+        if min(channels, width, depth) < 1:
+            raise ValueError(f"channels, width and depth are at least 1, not {channels}, {width}, {depth}.")
+        # UNet(**settings) builds it again
+        self.settings = dict(channels=channels, width=width, depth=depth, padding=padding)
         widths = list(pairwise(width * 2 ** level for level in range(depth + 1)))
         self.first = DoubleConv(channels, width, padding)
         self.downs = nn.ModuleList(Down(fine, coarse, padding) for fine, coarse in widths)
@@ -122,7 +130,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         channels, depth = self.settings["channels"], self.settings["depth"]
         if x.ndim != 4 or x.shape[1] != channels:
-            raise ValueError(f"This U-Net takes pictures of shape (B,{channels},H,W), not ({','.join(map(str, x.shape))}).")
+            shape = ",".join(map(str, x.shape))
+            raise ValueError(f"This U-Net takes pictures of shape (B,{channels},H,W), not ({shape}).")
         if self.settings["padding"] == "valid": _check_tiles(*x.shape[-2:], depth)
         maps = [self.first(x)]
         for down in self.downs: maps.append(down(maps[-1]))
