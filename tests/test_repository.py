@@ -203,8 +203,10 @@ def test_a_cell_that_exports_is_one_idea(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_exported_line_is_wide(path):
+    "Line 1 is the notebook's subtitle; `__all__` is left out, since nbdev breaks its lines itself."
     lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-    assert not [f"line {number}: {len(line)} columns" for number, line in lines if len(line) > WIDTH]
+    wide = [(number, line) for number, line in lines if len(line) > WIDTH and not line.startswith("__all__ = [")]
+    assert not [f"line {number}: {len(line)} columns" for number, line in wide]
 
 
 def test_the_library_is_small():

@@ -158,7 +158,7 @@ def test_a_tracker_gets_every_epoch(data, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     config = Config(epochs=2, width=4, depth=1, batch=4)
     run = train(open_data(data, 48), tmp_path / "run", config, tracker="tensorboard", **QUIET)
-    events = EventAccumulator(str(next(run.rglob("events.out*")).parent))
+    events = EventAccumulator(str(next(run.path.rglob("events.out*")).parent))
     events.Reload()
     logged = [event.value for event in events.Scalars("valid_dice")]
     assert np.allclose(logged, pd.read_csv(run / "history.csv")["valid_dice"], atol=1e-5)
