@@ -178,9 +178,12 @@ def _show_label(ax: Axes, slices: Slices, contours: Slices | None) -> None:
     row = rows[np.argsort(slices.areas[rows])[int(.7 * len(rows))]] if len(rows) else 0
     _show(ax, slices, row, "A label" if contours is None else "A label and the expert's contour")
     _zoom(ax, slices.masks[row])
+    kinds = [slices.table["label"].iloc[row]]
     if contours is not None and len(rows):
         other = contours.table["name"].tolist().index(slices.table["name"].iloc[row])
         draw_label(ax, contours.masks[other], "contour")
+        kinds.append("contour")
+    ax.legend(handles=label_key(kinds), loc="upper center", bbox_to_anchor=(.5, 0), ncols=2, fontsize=8, frameon=False)
 
 def plot_audit(slices: Slices, # as given to `audit`
                facts: dict, # what it found
@@ -189,8 +192,6 @@ def plot_audit(slices: Slices, # as given to `audit`
     "Label and contour, a test slice beside its nearest in train, and the baselines with their intervals."
     fig, axes = plt.subplots(1, 4, figsize=(11, 3.1), layout="constrained", width_ratios=(1, 1, 1, 1.1))
     _show_label(axes[0], slices, contours)
-    kinds = [*slices.table["label"].unique(), "" if contours is None else "contour"]
-    fig.legend(handles=label_key(kinds), loc="outside lower left", ncols=2, fontsize=8, frameon=False)
     if not facts["baselines"]:
         for ax in axes[1:]: ax.axis("off")
         return fig
