@@ -7,16 +7,15 @@ __all__ = ['VIEWS', 'STYLES', 'draw_slice', 'describe', 'draw_strip', 'draw_pair
 
 # %% ../../nbs/widgets/00_gallery.ipynb #0e8f3fb8
 from functools import lru_cache
-from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..core import UsageError
 from ..data.images import mask_to_square, to_square
 from ..evaluation.predictions import Predictions, of_patient, to_level
-from ..pictures import FALSE, FOUND, MISSED, outline, overlay
+from ..pictures import FALSE, FOUND, MISSED, PREDICTED, PROBABILITY, TRUTH, font, outline, overlay, rgb
 
 # %% ../../nbs/widgets/00_gallery.ipynb #df0557ba
 def _scale(size: int) -> int:
@@ -31,84 +30,90 @@ def _grey(image: np.ndarray) -> np.ndarray:
     "The first channel of uint8 (C, H, W) as float32 (S, S, 3), enlarged smoothly."
     height, width = image.shape[1:]
     shape = width * _scale(width), height * _scale(width)
-    return np.repeat(np.asarray(Image.fromarray(image[0]).resize(shape, Image.Resampling.BILINEAR), np.float32)[..., None], 3, 2)
+    grey = Image.fromarray(image[0]).resize(shape, Image.Resampling.BILINEAR)
+    return np.repeat(np.asarray(grey, np.float32)[..., None], 3, 2)
 
 # %% ../../nbs/widgets/00_gallery.ipynb #72b88a71
 VIEWS = ("truth and prediction", "prediction", "truth", "probability", "slice alone")
 STYLES = ("fill", "outline")
-_WHITE = "#FFFFFF"
 
-def _rgb(colour: str) -> np.ndarray:
-    return np.array([int(colour[i:i + 2], 16) for i in (1, 3, 5)], np.float32)
-
-def _layers(predicted: np.ndarray, truth: np.ndarray | None, view: str) -> list[tuple[str, np.ndarray, str]]:
-    "What a view tells apart: its name, its pixels, its colour. Without truth, the prediction."
+def _layers(predicted: np.ndarray, truth: np.ndarray | None, view: str, style: str) -> list[tuple]:
+    "What a view tells apart, as (name, mask, colour). Without truth, the prediction."
     if view in ("probability", "slice alone"): return []
-    if truth is None: return [] if view == "truth" else [("predicted", predicted, FOUND)]
-    layers = [("found", predicted & truth, FOUND), ("missed", truth & ~predicted, MISSED), ("false", predicted & ~truth, FALSE)]
-    return {"prediction": [layers[0], layers[2]], "truth": layers[:2]}.get(view, layers)
+    if truth is None: return [] if view == "truth" else [("prediction", predicted, PREDICTED)]
+    if style == "outline":
+        layers = [("truth", truth, TRUTH), ("prediction", predicted, PREDICTED)]
+        return [layer for layer in layers if layer[0] in view] # the views are named by what they show
+    found = "found", predicted & truth, FOUND
+    missed = "missed", truth & ~predicted, MISSED
+    false = "false", predicted & ~truth, FALSE
+    return {"prediction": [found, false], "truth": [found, missed]}.get(view, [found, missed, false])
 
-def _edges(masks: list[np.ndarray]) -> np.ndarray:
-    "The outlines of several masks, two screen pixels wide, at the size of the picture."
-    return np.logical_or.reduce([outline(_enlarge(mask), 2) for mask in masks])
+def _edge(mask: np.ndarray, width: int = 2) -> np.ndarray:
+    "The outline of a mask at the size of the picture, some screen pixels wide."
+    return outline(_enlarge(mask), width)
 
 # %% ../../nbs/widgets/00_gallery.ipynb #d68c138d
 @lru_cache(1)
 def _scale_of_colours() -> np.ndarray:
     "float32 (101, 3): the colour of each percentage."
-    return np.float32(matplotlib.colormaps["viridis"](np.arange(101) / 100)[:, :3] * 255)
+    return np.float32(matplotlib.colormaps[PROBABILITY](np.arange(101) / 100)[:, :3] * 255)
 
-def _draw(predictions: Predictions, row: int, threshold: float, view: str, style: str, opacity: float) -> tuple[np.ndarray, list]:
+def _tint(picture: np.ndarray, percent: np.ndarray, opacity: float) -> None:
+    "Lay a probability map over a picture (float32) of its size: up to 1 % nothing, from 10 % on with the full opacity."
+    tinted = percent > 1
+    share = opacity * np.minimum(1, (percent[tinted, None] - np.float32(1)) / 9)
+    picture[tinted] = picture[tinted] * (1 - share) + _scale_of_colours()[percent[tinted]] * share
+
+def _draw(predictions: Predictions, row: int, threshold: float, view: str, style: str, opacity: float,
+          ) -> tuple[np.ndarray, list]:
     "The picture without its legend, uint8 (S, S, 3), and the layers in it."
     if view not in VIEWS: raise UsageError(f"No view '{view}': choose one of {', '.join(VIEWS)}.")
     if style not in STYLES: raise UsageError(f"No style '{style}': choose one of {', '.join(STYLES)}.")
     picture, predicted = _grey(predictions.slices.images[row]), predictions.mask(row, threshold)
     truth = predictions.slices.masks[row].astype(bool) if predictions.truth else None
-    layers = _layers(predicted, truth, view)
+    layers = _layers(predicted, truth, view, style)
     if view == "probability":
-        percent = _enlarge(predictions.percent[row])
-        tinted = percent > 1 # up to 1 % no tint, so that the anatomy stays grey; from 10 % on the full one
-        share = opacity * np.minimum(1, (percent[tinted, None] - np.float32(1)) / 9)
-        picture[tinted] = picture[tinted] * (1 - share) + _scale_of_colours()[percent[tinted]] * share
-        picture[_edges([predicted])] = 255
-    shown = [predicted] * (view != "truth") + [truth] * (truth is not None and view != "prediction")
-    where, share = (_edges(shown), 1) if style == "outline" and layers else (True, opacity)
-    for _, pixels, colour in layers:
-        pixels = _enlarge(pixels) & where
-        picture[pixels] = picture[pixels] * (1 - share) + _rgb(colour) * share
+        _tint(picture, _enlarge(predictions.percent[row]), opacity)
+        picture[_edge(predicted)] = 255
+    for name, mask, colour in layers:
+        if style == "outline": picture[_edge(mask, 4 if name == "truth" else 2)] = rgb(colour)
+        else:
+            pixels = _enlarge(mask)
+            picture[pixels] = picture[pixels] * (1 - opacity) + rgb(colour) * opacity
     return picture.round().astype(np.uint8), layers
 
 # %% ../../nbs/widgets/00_gallery.ipynb #c5024013
-@lru_cache(4)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+_DARK = 16 # grey value behind the text and around the tiles
 
-def _bar(width: int, text: str, layers: list, right: str = "") -> np.ndarray:
-    "A dark line of text, uint8 (30, width, 3): `text`, then each layer's colour, name and pixels, and `right` at the right end."
-    bar = Image.new("RGB", (width, 30), "#101010")
+def _bar(width: int, text: str, layers: list = (), right: str = "") -> np.ndarray:
+    "White text on a dark line, uint8 (30, width, 3); then each layer's colour, name and pixels; at its end `right`."
+    bar, letters = Image.new("RGB", (width, 30), (_DARK,) * 3), font(13)
     pen, x = ImageDraw.Draw(bar), 8
-    pen.text((x, 15), text, _WHITE, _font(13), anchor="lm")
-    for name, pixels, colour in layers:
+    pen.text((x, 15), text, "white", letters, anchor="lm")
+    for name, mask, colour in layers:
         pen.rectangle((x, 9, x + 12, 21), colour)
-        label = f"{name} {pixels.sum()} px"
-        pen.text((x + 18, 15), label, _WHITE, _font(13), anchor="lm")
-        x += 32 + int(_font(13).getlength(label))
-    pen.text((width - 8, 15), right, _WHITE, _font(13), anchor="rm")
+        label = f"{name} {mask.sum()} px"
+        pen.text((x + 18, 15), label, "white", letters, anchor="lm")
+        x += 32 + int(letters.getlength(label))
+    pen.text((width - 8, 15), right, "white", letters, anchor="rm")
     return np.asarray(bar)
 
 def _probability_bar(width: int, threshold: float) -> np.ndarray:
     "The scale of the probability map."
-    bar = _bar(width, "probability  0", [], f"threshold {threshold:.2f}: white line").copy()
-    start = 20 + int(_font(13).getlength("probability  0"))
+    bar = _bar(width, "probability  0", right=f"threshold {threshold:.2f}: white line").copy()
+    start = 20 + int(font(13).getlength("probability  0"))
     bar[9:22, start:start + 101] = _scale_of_colours().round()
-    bar[9:22, start + 105:start + 125] = _bar(width, "1", [])[9:22, 4:24]
+    bar[9:22, start + 105:start + 125] = _bar(width, "1")[9:22, 4:24]
     bar[5:26, start + to_level(threshold) + np.arange(2)] = 255
     return bar
 
 def _score(predictions: Predictions, row: int, threshold: float) -> str:
     if not predictions.truth: return ""
-    return f"{'Dice' if predictions.slices.masks[row].any() else 'no tumour, Dice'} {predictions.dice_of(row, threshold):.2f}"
+    name = "Dice" if predictions.slices.masks[row].any() else "no tumour, Dice"
+    return f"{name} {predictions.dice_of(row, threshold):.2f}"
 
+# %% ../../nbs/widgets/00_gallery.ipynb #7d1f0a52
 def draw_slice(predictions: Predictions, # of one model
                row: int, # of the slice
                threshold: float, # 0 to 0.99
@@ -116,12 +121,12 @@ def draw_slice(predictions: Predictions, # of one model
                style: str = "fill", # or "outline"
                opacity: float = .45, # of fill and probability, 0..1
                ) -> np.ndarray: # uint8 (S + 30, S, 3), RGB; S is about 512
-    "The slice with truth and prediction, and a legend under it. Without truth the prediction is sky blue."
+    "The slice with truth and prediction, and a legend under it; without truth, the prediction."
     picture, layers = _draw(predictions, row, threshold, view, style, opacity)
     side, score = picture.shape[1], _score(predictions, row, threshold)
     if view == "probability": legend = _probability_bar(side, threshold)
     elif layers: legend = _bar(side, "", layers, score)
-    else: legend = _bar(side, "the slice alone" if view == "slice alone" else "no truth is known", [])
+    else: legend = _bar(side, "the slice alone" if view == "slice alone" else "no truth is known")
     return np.concatenate([picture, legend])
 
 # %% ../../nbs/widgets/00_gallery.ipynb #86aa1815
@@ -137,28 +142,33 @@ def describe(predictions: Predictions, # of one model
     return ", ".join(parts)
 
 # %% ../../nbs/widgets/00_gallery.ipynb #eb7cd4b0
+def _tile(predictions: Predictions, row: int, threshold: float, frame: int) -> np.ndarray:
+    "A slice of the strip, uint8 (142, 118, 3), with a frame of this grey value and its Dice below."
+    image = to_square(predictions.slices.images[row, :1], 112)
+    mask = mask_to_square(predictions.mask(row, threshold).astype(np.uint8), 112) # a small part never vanishes
+    truth = mask_to_square(predictions.slices.masks[row], 112) if predictions.truth else None
+    tile = np.full((142, 118, 3), frame, np.uint8)
+    tile[3:115, 3:115] = overlay(image, mask, truth)
+    tile[118:] = _bar(118, _score(predictions, row, threshold).replace("tumour, Dice", "tumour:"))[3:27]
+    return tile
+
 def draw_strip(predictions: Predictions, # of one model
                row: int, # of the slice being looked at
                threshold: float, # 0 to 0.99
                most: int = 24, # slices at most, those around this one
                ) -> np.ndarray | None: # uint8 RGB, eight slices in a line; None where the patient is unknown
-    "All slices of the patient, filled in the colours of `draw_slice`, with the Dice of each below where there is truth."
+    "All slices of the patient, filled in the colours of `draw_slice`; the Dice of each below where truth is known."
     rows = of_patient(predictions, row)
     if not len(rows): return None
     first = max(0, min(int(np.searchsorted(rows, row)) - most // 2, len(rows) - most))
-    tiles = []
-    for other in rows[first:first + most]:
-        image = to_square(predictions.slices.images[other, :1], 112)
-        mask = mask_to_square(predictions.mask(other, threshold).astype(np.uint8), 112)
-        truth = mask_to_square(predictions.slices.masks[other], 112) if predictions.truth else None # a small part never vanishes
-        tile = np.full((142, 118, 3), 255 if other == row else 16, np.uint8)
-        tile[3:115, 3:115] = overlay(image, mask, truth)
-        tile[118:] = _bar(118, _score(predictions, other, threshold).replace("tumour, Dice", "tumour:"), [])[3:27]
-        tiles.append(tile)
-    tiles += [np.full_like(tiles[0], 16)] * (-len(tiles) % 8 if len(tiles) > 8 else 0)
+    tiles = [_tile(predictions, other, threshold, 255 if other == row else _DARK) for other in rows[first:first + most]]
+    if len(tiles) > 8: tiles += [np.full_like(tiles[0], _DARK)] * (-len(tiles) % 8) # the last line is filled up
     return np.concatenate([np.concatenate(tiles[start:start + 8], 1) for start in range(0, len(tiles), 8)])
 
 # %% ../../nbs/widgets/00_gallery.ipynb #b6c236f2
+def _under_name(predictions: Predictions, threshold: float, picture: np.ndarray) -> np.ndarray:
+    return np.concatenate([_bar(picture.shape[1], f"{predictions.name}, threshold {threshold:.2f}"), picture])
+
 def draw_pair(first: Predictions, # of one run
               second: Predictions, # of another run, on the same slices
               row: int, # of the slice
@@ -168,9 +178,9 @@ def draw_pair(first: Predictions, # of one run
               opacity: float = .45, # as in `draw_slice`
               ) -> np.ndarray: # uint8 RGB, about 1034 wide
     "The same slice by both, each under the name of its run."
-    sides = [np.concatenate([_bar(part.shape[1], f"{predictions.name}, threshold {threshold:.2f}", []), part]) for predictions, threshold in
-             zip((first, second), thresholds) for part in [draw_slice(predictions, row, threshold, view, style, opacity)]]
-    pair = np.full((max(len(side) for side in sides), sum(side.shape[1] for side in sides) + 10, 3), 16, np.uint8)
-    pair[:len(sides[0]), :sides[0].shape[1]] = sides[0]
-    pair[:len(sides[1]), -sides[1].shape[1]:] = sides[1]
+    left, right = (_under_name(predictions, threshold, draw_slice(predictions, row, threshold, view, style, opacity))
+                   for predictions, threshold in zip((first, second), thresholds))
+    pair = np.full((max(len(left), len(right)), left.shape[1] + 10 + right.shape[1], 3), _DARK, np.uint8)
+    pair[:len(left), :left.shape[1]] = left
+    pair[:len(right), -right.shape[1]:] = right
     return pair

@@ -6,10 +6,11 @@
 __all__ = ['typical_slices', 'draw_progress', 'draw_curves', 'time_left', 'Watch', 'watch']
 
 # %% ../../nbs/widgets/05_watch.ipynb #85dd8b28
+import os
 import threading
 import time
+from dataclasses import replace
 from html import escape
-from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
@@ -21,17 +22,17 @@ from ..core import InputError
 from ..data.slices import Slices
 from ..metrics.masks import count_pixels, dice
 from ..model.inference import ModelInfo, probabilities
-from ..pictures import FALSE, FOUND, MISSED, figure_png, overlay, sheet, tiles, to_png
+from ..pictures import BLUE, FALSE, FOUND, MISSED, VERMILION, figure_png, overlay, sheet, tiles, to_png
 from ..training.config import Config
-from ..training.run import read_config
-from ..training.train import resume, train
+from ..training.run import Run
+from ..training.train import train
 
 # %% ../../nbs/widgets/05_watch.ipynb #ac7c902c
 def typical_slices(slices: Slices, # usually the validation split
                    count: int = 6, # at most
                    ) -> np.ndarray: # int64, rows
-    "The slices whose tumour area is nearest to the median, each of another patient where possible; any slices where none has a tumour."
-    areas = np.array([np.count_nonzero(mask) for mask in slices.masks])
+    "The slices whose tumour area is nearest to the median, each of another patient where possible."
+    areas = slices.areas
     rows = np.flatnonzero(areas) if areas.any() else np.arange(len(slices))
     if not len(rows): return rows
     rows = rows[np.abs(areas[rows] - np.median(areas[rows])).argsort(kind="stable")]
@@ -44,12 +45,12 @@ def draw_progress(slices: Slices, # a few
                   maps: np.ndarray, # float32 (N, H, W), their probabilities, 0..1
                   threshold: float, # above which a pixel is tumour
                   ) -> np.ndarray: # uint8 (H, W, 3)
-    "The slices with found, missed and false pixels, the Dice of each below (both masks empty: 1, only one of them empty: 0)."
+    "The slices with found, missed and false pixels, the Dice of each below (both masks empty: 1, one of them: 0)."
     predicted = maps > threshold
     scores = dice(count_pixels(torch.from_numpy(predicted), torch.from_numpy(np.array(slices.masks))))
-    images, masks = tiles(slices)
-    marked = tiles(Slices(slices.images, predicted.astype(np.uint8), slices.table))[1]
-    return sheet([overlay(image, mark, mask) for image, mark, mask in zip(images, marked, masks)], [f"Dice {score:.2f}" for score in scores])
+    images, truths = tiles(slices)
+    _, masks = tiles(replace(slices, masks=predicted.astype(np.uint8)))
+    return sheet([overlay(*triple) for triple in zip(images, masks, truths)], [f"Dice {score:.2f}" for score in scores])
 
 # %% ../../nbs/widgets/05_watch.ipynb #4abe2048
 def draw_curves(history: list[dict], # a row an epoch: epoch, train_loss, valid_loss, valid_dice
@@ -59,14 +60,17 @@ def draw_curves(history: list[dict], # a row an epoch: epoch, train_loss, valid_
     table = pd.DataFrame(history)
     fig = Figure(figsize=(8, 2.5), layout="constrained")
     left, right = fig.subplots(1, 2)
-    left.plot(table["epoch"], table["train_loss"], "--", marker="." if len(table) < 9 else "", color="#D55E00", label="training")
-    left.plot(table["epoch"], table["valid_loss"], marker="." if len(table) < 9 else "", color="#0072B2", label="validation")
-    right.plot(table["epoch"], table["valid_dice"], marker="." if len(table) < 40 else "", color="#0072B2")
-    best = table["valid_dice"].idxmax()
-    right.plot(table["epoch"][best], table["valid_dice"][best], "o", mfc="none", ms=9, color="black", label=f"best: {table['valid_dice'][best]:.3f}")
-    left.set(xlabel="epoch", ylabel="loss", title="Loss", xlim=(.5, epochs + .5))
-    right.set(xlabel="epoch", ylabel="Dice", ylim=(0, 1), title="Validation Dice, mean per slice", xlim=(.5, epochs + .5))
+    dots = "." if len(table) < 9 else ""
+    left.plot(table["epoch"], table["train_loss"], "--", marker=dots, color=VERMILION, label="training")
+    left.plot(table["epoch"], table["valid_loss"], marker=dots, color=BLUE, label="validation")
+    right.plot(table["epoch"], table["valid_dice"], marker="." if len(table) < 40 else "", color=BLUE)
+    best = table.loc[table["valid_dice"].idxmax()]
+    label = f"best: {best['valid_dice']:.3f}"
+    right.plot(best["epoch"], best["valid_dice"], "o", mfc="none", ms=9, color="black", label=label)
+    left.set(ylabel="loss", title="Loss")
+    right.set(ylabel="Dice", ylim=(0, 1), title="Validation Dice, mean per slice")
     for ax in (left, right):
+        ax.set(xlabel="epoch", xlim=(.5, epochs + .5))
         ax.legend(frameon=False)
         ax.xaxis.get_major_locator().set_params(integer=True)
     return figure_png(fig, dpi=90)
@@ -78,27 +82,70 @@ def time_left(seconds: float, # estimated
     if seconds < 90: return f"about {max(1, round(seconds))} s left"
     return f"about {round(seconds / 60)} min left" if seconds < 5400 else f"about {seconds / 3600:.1f} h left"
 
-# %% ../../nbs/widgets/05_watch.ipynb #bac46d91
-class Watch(widgets.VBox):
-    "The panel of `watch`. `wait()` until the training has ended; `stop_button`, `message` and the pictures are its parts, `error` what went wrong."
+# %% ../../nbs/widgets/05_watch.ipynb #91b7d3c4
+class _Clock:
+    "How far a training has come, and how long it will take at the speed since the clock was made."
     def __init__(self,
-                 slices: Slices, # with the splits "train" and "valid"
-                 run: str | Path, # folder of the run
-                 config: Config | None = None, # how to train; None: as the run was begun, or `Config()` for a new one
+                 epochs: int, # of the whole training
+                 steps: int, # of an epoch
+                 done: int, # epochs that were done before
                  ):
-        self.run, self.error, self.ended = Path(run), None, False
-        self._slices, self._config, self._stop, self._step, self._done = slices, config, threading.Event(), 0, 0
+        self.epochs, self.steps, self.done, self.step = epochs, steps, done, 0
+        self._before, self._start = done, time.monotonic()
+
+    def position(self) -> float: # in epochs
+        return self.done + min(self.step / self.steps, 1)
+
+    def left(self) -> str:
+        "The time left; nothing before the first step."
+        here, seconds = self.position(), time.monotonic() - self._start
+        made = here - self._before
+        return time_left((self.epochs - here) * seconds / made) if made > 0 else ""
+
+def _best(history: list[dict]) -> str:
+    return f"est validation Dice {max(row['valid_dice'] for row in history):.3f}" if history else ""
+
+def _ending(history: list[dict], epochs: int, run: Run, stopped: bool) -> str:
+    "What is said when a training has come to its end."
+    early, best = len(history) < epochs, f" B{_best(history)}." if history else ""
+    done = f"after {len(history)} of {epochs} epochs."
+    if stopped and early: return f"Stopped {done}{best} Everything is kept in {run}; the same call goes on."
+    return f"Finished {done}{' It did not get better any more.' if early else ''}{best} The model is in {run}."
+
+# %% ../../nbs/widgets/05_watch.ipynb #bac46d91
+class _Screen(widgets.VBox):
+    "What is seen of a training: a button and a bar, a message, the curves, and some slices."
+    def __init__(self):
         self.stop_button = widgets.Button(description="Stop training", icon="stop")
-        self.stop_button.on_click(lambda _: self.stop())
         self.bar = widgets.FloatProgress(min=0, max=1, description="Progress")
         self.message = widgets.HTML("Preparing ...")
         legend = ", ".join(f"<span style='background:{colour};color:black;padding:0 4px'>{word}</span>"
                            for word, colour in (("found", FOUND), ("missed", MISSED), ("false", FALSE)))
         legend = widgets.HTML(f"The same validation slices after each epoch, with typical tumours: {legend}")
-        self.curves, self.picture = (widgets.Image(format="png", layout=widgets.Layout(max_width="100%", object_fit="contain")) for _ in range(2))
+        self.curves, self.picture = (widgets.Image(format="png", layout={"max_width": "100%"}) for _ in range(2))
         super().__init__([widgets.HBox([self.stop_button, self.bar]), self.message, self.curves, legend, self.picture])
+
+    def _say(self, text: str) -> None: self.message.value = escape(text)
+
+    def _show_time(self, clock: _Clock, history: list[dict]) -> None:
+        self.bar.value = clock.position() / clock.epochs
+        best = f", b{_best(history)}" if history else ""
+        self._say(f"Epoch {min(clock.done + 1, clock.epochs)} of {clock.epochs}{best}: {clock.left()}")
+
+    def _draw(self, slices: Slices, maps: np.ndarray, threshold: float) -> None:
+        if len(maps): self.picture.value = to_png(draw_progress(slices, maps, threshold))
+
+    def _draw_curves(self, history: list[dict], epochs: int) -> None:
+        if history: self.curves.value = draw_curves(history, epochs)
+
+# %% ../../nbs/widgets/05_watch.ipynb #43c0e8f5
+class _Background(_Screen):
+    "A thread that can be stopped and waited for. What is done in it, `_train`, is for a subclass to say."
+    def __init__(self, run: Run):
+        super().__init__()
+        self.run, self.error, self.ended, self._stop = run, None, False, threading.Event()
+        self.stop_button.on_click(lambda _: self.stop())
         self._thread = threading.Thread(target=self._work, daemon=True, name="tumorseg training")
-        self._thread.start()
 
     def stop(self) -> None:
         "End the training after the step it is in, with everything kept."
@@ -108,74 +155,70 @@ class Watch(widgets.VBox):
 
     def wait(self,
              timeout: float | None = None, # seconds; None: until the end
-             ) -> Path: # the run folder
-        "Wait for the end. What went wrong in the training is raised here too; an interrupted cell stops the training, and keeps everything."
+             ) -> Run:
+        "Wait for the end; what went wrong is raised here too. An interrupted cell stops it, with everything kept."
         try: self._thread.join(timeout)
-        except KeyboardInterrupt: self.stop(); self._thread.join(); raise
+        except KeyboardInterrupt:
+            self.stop()
+            self._thread.join()
+            raise
         if self.error: raise self.error
         return self.run
 
-    def _say(self, text: str) -> None: self.message.value = escape(text)
-
     def _work(self) -> None:
         try: self._train()
-        except InputError as error: self.error = error; self._say(str(error))
         except Exception as error: # whatever it is, somebody who looks at a panel reads no traceback of a thread
-            self.error = error
-            self._say(f"The training broke off: {type(error).__name__}: {error}. What was kept is in {self.run}; the same call goes on from there.")
+            self.error, text = error, str(error)
+            if not isinstance(error, InputError):
+                text = (f"The training broke off: {type(error).__name__}: {error}. What was kept is in {self.run}; "
+                        "the same call goes on from there.")
+            self._say(text)
         finally: self.ended, self.stop_button.disabled = True, True
 
+# %% ../../nbs/widgets/05_watch.ipynb #c85f2d60
+class Watch(_Background):
+    """The widget of `watch`: `wait()` until the training has ended. `stop_button`, `message` and the pictures are its
+    parts, `history` has a row for each epoch, `error` is what went wrong."""
+    def __init__(self,
+                 slices: Slices, # with the splits "train" and "valid"
+                 run: str | os.PathLike, # folder of the run
+                 config: Config | None = None, # how to train; None: as the run was begun, or `Config()` for a new one
+                 ):
+        super().__init__(Run(run))
+        self.history, self._slices, self._config, self._shown = [], slices, config, 0.
+        self._thread.start()
+
     def _train(self) -> None:
-        begun = (self.run / "config.json").exists()
-        kept = read_config(self.run)["config"] if begun else None
-        if begun and self._config not in (None, kept):
-            raise InputError(f"{self.run}: was begun with other settings. Go on without settings, watch(slices, run), or choose another folder.")
-        self._config = config = kept or self._config or Config()
-        train_rows, valid = self._slices.rows_of("train"), self._slices.in_split("valid")
-        self._steps, self._watched = max(1, len(train_rows) // config.batch), valid[typical_slices(valid)]
-        self._draw(np.zeros(self._watched.masks.shape, np.float32), .5)
-        history = pd.read_csv(self.run / "history.csv").to_dict("records") if (self.run / "history.csv").exists() else []
-        if history: self.curves.value = draw_curves(history, config.epochs)
-        self._scores, self._done = [row["valid_dice"] for row in history], len(history)
-        self._began, self._begun_with, self._shown = time.monotonic(), self._done, 0.
-        calls = dict(on_epoch=self._on_epoch, should_stop=self._should_stop)
-        if begun: resume(self._slices, self.run, **calls)
-        else: train(self._slices, self.run, config, **calls)
-        best = f"Best validation Dice {max(self._scores):.3f}. " if self._scores else ""
-        if self._stop.is_set() and self._done < config.epochs:
-            return self._say(f"Stopped after {self._done} of {config.epochs} epochs. {best}Everything is kept in {self.run}; the same call goes on.")
-        self.bar.value = 1
-        early = "" if self._done == config.epochs else " It did not get better any more"
-        self._say(f"Finished after {self._done} of {config.epochs} epochs.{early + '.' if early else ''} {best}The model is in {self.run}.")
+        config = self._config or (self.run.config if self.run.begun else Config())
+        steps, valid = len(self._slices.rows_of("train")) // config.batch, self._slices.in_split("valid")
+        self._watched = valid[typical_slices(valid)]
+        self._draw(self._watched, np.zeros(self._watched.masks.shape, np.float32), .5)
+        self.history = self.run.history.to_dict("records")
+        self._draw_curves(self.history, config.epochs)
+        self._clock = _Clock(config.epochs, max(1, steps), len(self.history))
+        self.run = train(self._slices, self.run, config, on_epoch=self._on_epoch, should_stop=self._should_stop)
+        if not self._stop.is_set(): self.bar.value = 1
+        self._say(_ending(self.history, config.epochs, self.run, self._stop.is_set()))
 
     def _should_stop(self) -> bool: # asked before each step
-        if self._stop.is_set(): return True
-        self._step += 1
-        if time.monotonic() - self._shown > .5: self._show_time()
-        return False
+        self._clock.step += 1
+        if not self._stop.is_set() and time.monotonic() - self._shown > .5: self._show()
+        return self._stop.is_set()
 
-    def _show_time(self) -> None:
-        "How far, and how long it will take at the speed so far."
+    def _show(self) -> None:
         self._shown = time.monotonic()
-        epochs = self._done + min(self._step / self._steps, 1)
-        self.bar.value = epochs / self._config.epochs
-        made = epochs - self._begun_with
-        left = time_left((self._config.epochs - epochs) * (self._shown - self._began) / made) if made > 0 else ""
-        best = f", best validation Dice {max(self._scores):.3f}" if self._scores else ""
-        if not self._stop.is_set(): self._say(f"Epoch {min(self._done + 1, self._config.epochs)} of {self._config.epochs}{best}: {left}")
+        if not self._stop.is_set(): self._show_time(self._clock, self.history)
 
     def _on_epoch(self, history: list[dict], network: torch.nn.Module, info: ModelInfo) -> None:
-        self._done, self._step, self._scores = len(history), 0, [row["valid_dice"] for row in history]
-        self._draw(probabilities(network, self._watched.images, info), info.threshold)
-        self.curves.value = draw_curves(history, self._config.epochs)
-        self._show_time()
+        self.history, self._clock.done, self._clock.step = history, len(history), 0
+        self._draw(self._watched, probabilities(network, self._watched.images, info), info.threshold)
+        self._draw_curves(history, self._clock.epochs)
+        self._show()
 
-    def _draw(self, maps: np.ndarray, threshold: float) -> None:
-        if len(maps): self.picture.value = to_png(draw_progress(self._watched, maps, threshold))
-
+# %% ../../nbs/widgets/05_watch.ipynb #6e19a0b3
 def watch(slices: Slices, # with the splits "train" and "valid"
-          run: str | Path, # folder of the run: new, or of a training to go on with
+          run: str | os.PathLike, # folder of the run: new, or of a training to go on with
           config: Config | None = None, # how to train; None: as the run was begun, or `Config()` for a new one
           ) -> Watch: # a widget: the last line of a cell shows it
-    "Train in the background and watch: `train` and `resume` with a panel and a stop button. What goes wrong is said in the panel."
+    "Train in the background and watch: `train` with a panel and a stop button. What goes wrong is said in the panel."
     return Watch(slices, run, config)
