@@ -2,15 +2,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo check test clean
 
 demo: .venv/installed
 	$(BIN)/tumorseg demo --out demo
 
 # Two at a time, each with one thread
-test: export OMP_NUM_THREADS = 1
-test: .venv/installed
+check test: export OMP_NUM_THREADS = 1
+
+# In less than a minute: lint, notebooks in step with their modules, the plan of the house
+check: .venv/installed
+	$(BIN)/ruff check --quiet
 	$(BIN)/python tests/check_notebooks.py
+	$(BIN)/python -m pytest -q tests/test_repository.py tests/test_architecture.py
+
+# What continuous integration runs. It ends with pytest's closing line.
+test: check
 	cd nbs && ../$(BIN)/nbdev-test --n-workers 2 --timing --do-print
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10
 

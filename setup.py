@@ -9,7 +9,11 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters="=", inline_comment_prefixes=None)
 config.read(here / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
-lines = lambda key: settings[key].split("\n")[1:]
+
+
+def lines(key: str) -> list[str]:
+    return settings[key].split("\n")[1:]
+
 
 setup(
     name=settings["lib_name"],
@@ -22,6 +26,7 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["tumorseg*"]),
+    package_data={"tumorseg": ["*.pyi", "py.typed"]},
     python_requires=f">={settings['min_python']}",
     install_requires=lines("requirements"),
     extras_require={"dev": lines("dev_requirements")},

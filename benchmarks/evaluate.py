@@ -2,22 +2,27 @@
 
     python benchmarks/evaluate.py [--count 2146] [--size 256]
 
-The slices scored are `count`; as many as the Kaggle set has in train (1502) and valid (429) stand beside them, for baselines
-and temperature.
+The slices scored are `count`; as many as the Kaggle set has in train (1502) and valid (429) stand beside them, for
+baselines and temperature.
 """
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import tyro
 from machine import machine
 
-from tumorseg import evaluate as module
 from tumorseg.data.slices import load_slices, save_slices
+from tumorseg.evaluation import evaluate as module
+from tumorseg.model.checkpoint import save_model
 from tumorseg.model.inference import ModelInfo
+from tumorseg.model.predict import Segmenter
+from tumorseg.model.unet import UNet
+
+PARTS = ["score_slices", "count_masks", "count_tumours", "surface_scores", "logit_counts", "baseline_scores",
+         "summarise", "score_tables"]
 
 
 def simulate(splits, size):
@@ -28,18 +33,31 @@ def simulate(splits, size):
         radius = rng.uniform(.02 * size, .13 * size) * (rng.random() > .1)
         mask = (np.hypot(rows - row, columns - column) < radius).astype(np.uint8)
         image = rng.integers(40, 90, (1, size, size), dtype=np.uint8) + 90 * mask
-        yield image, mask, dict(name=f"{split}/{number}.png", split=split, patient=f"p{number // 8}", category=1 + number % 3,
-                                label="contour" if mask.any() else "", height=size, width=size)
+        label = "contour" if mask.any() else ""
+        yield image, mask, dict(name=f"{split}/{number}.png", split=split, patient=f"p{number // 8}",
+                                category=1 + number % 3, label=label, height=size, width=size)
 
 
 def simulated_maps(images):
-    "Maps that follow the bright disc, softly, and see specks of their own: an outline with more edge than a trained network's."
+    "Maps that follow the bright disc, softly, with specks of their own: more edge than a trained network's have."
     from scipy import ndimage
     rng, maps = np.random.default_rng(1), np.empty((len(images), *images.shape[2:]), np.float32)
     for image, values in zip(images[:, 0], maps):
         values[:] = 1 / (1 + np.exp((115 - ndimage.uniform_filter(image.astype(np.float32), 9)) / 6))
-        if rng.random() < .2: values[tuple(rng.integers(5, image.shape[0] - 12, 2))[0]:, :][:6, 20:26] = .9
+        if rng.random() < .2:
+            row = rng.integers(5, image.shape[0] - 12, 2)[0]
+            values[row:row + 6, 20:26] = .9
     return maps
+
+
+def timed(call, note):
+    "The same function; `note` is told the wall-clock and processor seconds of each call."
+    def measured(*given, **named):
+        start, worked = time.perf_counter(), time.process_time()
+        result = call(*given, **named)
+        note(time.perf_counter() - start, time.process_time() - worked)
+        return result
+    return measured
 
 
 def main(count: int = 2146, # slices that are scored
@@ -50,28 +68,19 @@ def main(count: int = 2146, # slices that are scored
     with tempfile.TemporaryDirectory() as folder:
         splits = ["test"] * count + ["valid"] * 429 + ["train"] * 1502
         save_slices(Path(folder) / "slices", simulate(splits, size), len(splits), 1, size)
-        slices, spent = load_slices(Path(folder) / "slices"), []
-        def network(images):
-            start, worked = time.perf_counter(), time.process_time()
-            maps = simulated_maps(images)
-            spent.append((time.perf_counter() - start, time.process_time() - worked))
-            return maps
-        parts = {}
-        for name in ("score_slices", "count_masks", "count_tumours", "surface_scores", "logit_counts", "baseline_scores",
-                     "summarise", "score_tables"):
-            def timed(*given, call=getattr(module, name), name=name):
-                start = time.perf_counter()
-                result = call(*given)
-                parts[name] = parts.get(name, 0) + time.perf_counter() - start
-                return result
-            setattr(module, name, timed)
-        start, worked = time.perf_counter(), time.process_time()
-        summary = module.evaluate(folder, slices, segmenter=SimpleNamespace(slices=network, info=ModelInfo(size, (0.,), (1.,))))
-        total, worked = time.perf_counter() - start, time.process_time() - worked
-        total, worked = (whole - sum(part) for whole, part in zip((total, worked), zip(*spent)))
+        slices = load_slices(Path(folder) / "slices")
+        never_asked = UNet(width=1, depth=1)
+        save_model(Path(folder) / "model.safetensors", never_asked, ModelInfo(size, (0.,), (1.,)))
+        network, parts, total = [], {}, []
+        Segmenter.slices = timed(lambda self, images: simulated_maps(images), lambda *spent: network.append(spent))
+        for name in PARTS:
+            def note(seconds, worked, name=name): parts[name] = parts.get(name, 0) + seconds
+            setattr(module, name, timed(getattr(module, name), note))
+        summary = timed(module.evaluate, lambda *spent: total.extend(spent))(folder, slices)
+    seconds, worked = np.array(total) - np.sum(network, axis=0)
     print(f"{count} slices at {size} px, {summary['detection']['tumours']} tumours, Dice {summary['dice_mean']:.3f}")
     print(pd.Series(parts).sort_values(ascending=False).round(1).to_string())
-    print(f"evaluate besides the network: {total:.1f} s, in which the processor worked {worked:.1f} s")
+    print(f"evaluate besides the network: {seconds:.1f} s, in which the processor worked {worked:.1f} s")
 
 
 if __name__ == "__main__": tyro.cli(main)

@@ -1,4 +1,4 @@
-"""Whether this checkout does what an earlier revision did: the same weights byte for byte, the same words of every sub-command.
+"""Whether this checkout does what an earlier revision did: the same weights byte for byte, the same words of commands.
 
     python benchmarks/identical.py 494a2d6
 
@@ -29,19 +29,22 @@ COMMANDS = [
     "train nothing --out run2",
     "fetch imagenet",
 ]
-KEPT = ["model.safetensors", "slices.csv", "metrics.json", "audit.json", "best.json", "*_mask.png"] # without times, paths and versions
+# Files without times, paths and versions
+KEPT = ["model.safetensors", "slices.csv", "metrics.json", "audit.json", "best.json", "*_mask.png"]
 
 
 def run(python: str, checkout: Path, folder: Path, demo: Path) -> dict[str, str]:
     "What each command says, and a fingerprint of each file that it leaves."
     code = "import sys; from tumorseg.cli import main; sys.exit(main())"
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1",
+                   "XDG_CACHE_HOME": str(folder / "cache")}
     folder.mkdir()
     (folder / "data").symlink_to(demo)
     (folder / "picture.jpg").write_bytes(sorted((demo / "test").glob("*.jpg"))[0].read_bytes())
     found = {}
     for command in COMMANDS:
-        done = subprocess.run([python, "-c", code, *command.split()], cwd=folder, env=environment, capture_output=True, text=True)
+        done = subprocess.run([python, "-c", code, *command.split()],
+                              cwd=folder, env=environment, capture_output=True, text=True)
         found[command] = f"exit {done.returncode}\n{done.stdout}"
         if done.returncode: found[command] += done.stderr
         print(f"  {command}: exit {done.returncode}", flush=True)
@@ -57,22 +60,24 @@ def main() -> None:
     revision = parser.parse_args().revision
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        subprocess.run(["git", "worktree", "add", "--detach", "-q", folder / "checkout", revision], cwd=ROOT, check=True)
+        worktree = ["git", "worktree"]
+        subprocess.run([*worktree, "add", "--detach", "-q", folder / "checkout", revision], cwd=ROOT, check=True)
         try:
-            make = "from tumorseg.{} import write_demo; write_demo('{}', patients=12, size=96)"
-            module = "demo.tumours" if (ROOT / "tumorseg/demo/tumours.py").exists() else "demo"
-            subprocess.run([sys.executable, "-c", make.format(module, folder / "demo")], cwd=ROOT, check=True)
+            make = ("import sys; from tumorseg.demo.tumours import write_demo; "
+                    "write_demo(sys.argv[1], patients=12, size=96)")
+            subprocess.run([sys.executable, "-c", make, folder / "demo"], cwd=ROOT, check=True)
             runs = []
             for checkout, where in ((folder / "checkout", "before"), (ROOT, "now")):
                 print(where, flush=True)
                 runs.append(run(sys.executable, checkout, folder / where, folder / "demo"))
         finally:
-            subprocess.run(["git", "worktree", "remove", "--force", folder / "checkout"], cwd=ROOT, check=True)
+            subprocess.run([*worktree, "remove", "--force", folder / "checkout"], cwd=ROOT, check=True)
     before, now = runs
-    differing = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
-    for name in sorted(differing):
+    names = sorted(before | now)
+    differing = [name for name in names if before.get(name) != now.get(name)]
+    for name in differing:
         print(f"DIFFERS {name}\n--- before\n{before.get(name)}\n--- now\n{now.get(name)}")
-    print(f"{len(before.keys() | now.keys()) - len(differing)} of {len(before.keys() | now.keys())} outputs and files are the same")
+    print(f"{len(names) - len(differing)} of {len(names)} outputs and files are the same")
     sys.exit(bool(differing))
 
 

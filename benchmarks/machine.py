@@ -15,5 +15,6 @@ def machine() -> str:
     names = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     precision = best_precision(best_device()).replace("no", "float32")
-    return (f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}, {precision}, "
+    processor = names[0] if names else platform.processor()
+    return (f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}, {precision}, "
             f"torch {torch.__version__}")

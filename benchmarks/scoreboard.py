@@ -1,10 +1,13 @@
-"""What other networks reach in the same loop and the same minutes: segmentation_models_pytorch's Unet with a ResNet34 (no weights downloaded),
-MONAI's BasicUNet, and ours. Each network gets the number of epochs that comes nearest to the minutes on this machine, one at least.
+"""What other networks reach in the same loop and the same minutes: segmentation_models_pytorch's Unet with a ResNet34
+(no weights downloaded), MONAI's BasicUNet, and ours. Each network gets the number of epochs that comes nearest to the
+minutes on this machine, one at least.
 
     python benchmarks/scoreboard.py kaggle --out runs/k --minutes 20 --split official --patients patients.csv
-    python benchmarks/scoreboard.py figshare --out runs/e --minutes 10 --folds 5      every slice once, without its patient in training
+    python benchmarks/scoreboard.py figshare --out runs/e --minutes 10 --folds 5
 
-Needs `pip install segmentation-models-pytorch monai` for the others. What is finished is kept: the same command goes on.
+With folds every slice is scored once, by a network that has not seen its patient.
+
+Needs `pip install segmentation-models-pytorch monai` for the others. The same command goes on where it was stopped.
 """
 import json
 import tempfile
@@ -17,8 +20,7 @@ import torch
 import tyro
 from machine import machine
 
-from tumorseg.core import write_whole
-from tumorseg.data.patients import with_patients
+from tumorseg.core import save_json, save_table
 from tumorseg.data.slices import Slices
 from tumorseg.data.sources import open_data
 from tumorseg.data.splits import choose_folds, choose_split, save_folds, split_by
@@ -26,8 +28,8 @@ from tumorseg.evaluation.cross_validation import pool_folds
 from tumorseg.evaluation.evaluate import evaluate
 from tumorseg.metrics.intervals import bootstrap_interval, interval_groups
 from tumorseg.training.config import Config
-from tumorseg.training.run import read_scores
-from tumorseg.training.train import first_network, resume, train
+from tumorseg.training.run import Run
+from tumorseg.training.train import first_network, train
 
 
 def resnet34(slices, config):
@@ -50,34 +52,36 @@ def build(name, slices, config):
 
 
 def epoch_seconds(name: str, slices: Slices, config: Config) -> float:
-    "How long an epoch takes, validation included: the second epoch of a training on a part of the slices, the same part of both splits."
+    "How long an epoch takes, validation included: the second one of a training on a part of both splits."
     count = {split: len(slices.rows_of(split)) for split in ("train", "valid")}
     share = min(1, 8 * config.batch / count["train"])
     few = [slices[slices.rows_of(split)[:max(1, round(share * count[split]))]] for split in count]
     part = Slices(*(np.concatenate([getattr(one, kind) for one in few]) for kind in ("images", "masks")),
                   pd.concat([one.table for one in few], ignore_index=True))
     with tempfile.TemporaryDirectory() as folder:
-        run = train(part, Path(folder) / "run", replace(config, epochs=2), build(name, slices, config), on_epoch=lambda *_: None)
-        return float(pd.read_csv(run / "history.csv")["seconds"].iloc[-1]) / share
+        network = build(name, slices, config)
+        run = train(part, Path(folder) / "run", replace(config, epochs=2), network, on_epoch=lambda *_: None)
+        return float(run.history["seconds"].iloc[-1]) / share
 
 
 def run_one(name: str, slices: Slices, run: Path, config: Config) -> dict:
     "Train or go on, and score; what is finished is read."
-    network = build(name, slices, config)
-    if not (run / "metrics.json").exists():
-        silent = dict(on_epoch=lambda *_: None)
-        if (run / "config.json").exists(): resume(slices, run, network, **silent)
-        else: train(slices, run, config, network, **silent)
+    if not Run(run).metrics:
+        train(slices, run, config, build(name, slices, config), on_epoch=lambda *_: None)
         evaluate(run, slices, network=build(name, slices, config))
-    return json.loads((run / "metrics.json").read_text())
+    return Run(run).metrics
 
 
 def row(network: str, dice: float, low: float, high: float, over: str, slices: int, **more: float) -> dict:
     "A row of the table: what a network, or copying, reaches; printed as it is made."
-    value = lambda name, form: format(more[name], form) if name in more else ""
-    against = f"{more['difference']:+.3f} ({more['diff_low']:+.3f} to {more['diff_high']:+.3f})" if more.get("difference") else ""
-    print(f"| {network} | {value('parameters', '.1f')} | {value('epochs', 'd')} | {value('minutes', '.1f')} | {dice:.3f} ({low:.3f}-{high:.3f}, over {over}) "
-          f"| {against} | {value('pooled', '.3f')} | {value('nsd', '.3f')} | {slices} |", flush=True)
+    def value(name: str, form: str) -> str: return format(more[name], form) if name in more else ""
+    against = ""
+    if more.get("difference"):
+        against = f"{more['difference']:+.3f} ({more['diff_low']:+.3f} to {more['diff_high']:+.3f})"
+    columns = (network, value("parameters", ".1f"), value("epochs", "d"), value("minutes", ".1f"),
+               f"{dice:.3f} ({low:.3f}-{high:.3f}, over {over})", against, value("pooled", ".3f"),
+               value("nsd", ".3f"), slices)
+    print("|", " | ".join(map(str, columns)), "|", flush=True)
     return dict(network=network, dice=dice, low=low, high=high, over=over, slices=slices, **more)
 
 
@@ -92,34 +96,34 @@ def main(data: tyro.conf.Positional[str], # folder of data, or its name
          csv: Path | None = None, # where the table goes, too
          ) -> None:
     "Print the table."
-    slices = open_data(data, size)
-    if patients: slices = with_patients(slices, patients)
+    slices = open_data(data, size, patients=patients)
     print(f"{data}, {size} px, {minutes:g} minutes a training. {machine()}\n")
-    print("| network | million parameters | epochs | minutes a training | test Dice (95 %) | difference to the first, paired (95 %) | pooled | surface Dice "
-          "| slices |\n" + 9 * "|---" + "|")
+    print("| network | million parameters | epochs | minutes a training | test Dice (95 %) | difference to the first, "
+          "paired (95 %) | pooled | surface Dice | slices |\n" + 9 * "|---" + "|")
     made = choose_folds(slices, "patients", folds) if folds else None
-    parts = {f"fold_{fold}": split_by(slices, made, fold) for fold in range(1, folds + 1)} if folds else {"run": choose_split(slices, split)[0]}
+    if folds: parts = {f"fold_{fold}": split_by(slices, made, fold) for fold in range(1, folds + 1)}
+    else: parts = {"run": choose_split(slices, split)}
     first, rows = next(iter(parts.values())), []
     for name in networks:
         place = out / name
-        known = place / "epochs.json"
-        if not known.exists():
-            place.mkdir(parents=True, exist_ok=True)
-            known.write_text(json.dumps(max(1, round(minutes * 60 / epoch_seconds(name, first, Config())))))
-        config = Config(epochs=json.loads(known.read_text()))
+        if not (place / "epochs.json").exists():
+            save_json(place / "epochs.json", max(1, round(minutes * 60 / epoch_seconds(name, first, Config()))))
+        config = Config(epochs=json.loads((place / "epochs.json").read_text()))
         if folds: save_folds(place / "folds.json", made)
         found = [run_one(name, part, place / run, config) for run, part in parts.items()]
         summary = pool_folds(place) if folds else found[0]
-        scores = read_scores(place if folds else place / "run").set_index("name")
-        if not rows: base, free = scores["dice"], summary["baselines"][1:] # all but the empty mask; the same for each network
-        low, high = bootstrap_interval(scores["dice"] - base, interval_groups(scores["patient"])[0])
-        rows.append(row(TITLES[name], *(summary[f"dice_{key}"] for key in ("mean", "ci_low", "ci_high")), summary["interval_over"], summary["n_slices"],
-                        parameters=sum(value.numel() for value in build(name, first, config).parameters()) / 1e6, epochs=config.epochs,
-                        minutes=sum(pd.read_csv(place / run / "history.csv")["seconds"].sum() for run in parts) / 60 / len(parts),
-                        pooled=summary["dice_pooled"], nsd=summary["nsd_mean"], difference=float((scores["dice"] - base).mean()),
-                        diff_low=low, diff_high=high))
-    rows += [row(one.pop("baseline"), **one) for one in free]
-    if csv: write_whole(csv, pd.DataFrame(rows).round(6).to_csv(index=False).encode())
+        scores = Run(place if folds else place / "run").scores.set_index("name")
+        if not rows: base, baselines = scores["dice"], summary["baselines"][1:] # all but the empty mask
+        difference = scores["dice"] - base
+        low, high = bootstrap_interval(difference, interval_groups(scores["patient"])[0])
+        rows.append(row(
+            TITLES[name], *(summary[f"dice_{key}"] for key in ("mean", "ci_low", "ci_high")), summary["interval_over"],
+            summary["n_slices"], epochs=config.epochs, pooled=summary["dice_pooled"], nsd=summary["nsd_mean"],
+            parameters=sum(value.numel() for value in build(name, first, config).parameters()) / 1e6,
+            minutes=sum(Run(place / run).history["seconds"].sum() for run in parts) / 60 / len(parts),
+            difference=float(difference.mean()), diff_low=low, diff_high=high))
+    rows += [row(one.pop("baseline"), **one) for one in baselines]
+    if csv: save_table(csv, pd.DataFrame(rows))
 
 
 if __name__ == "__main__": tyro.cli(main)

@@ -2,15 +2,19 @@
 
     python benchmarks/training.py [--size 128] [--rounds 3] [--patients 120] [--compile]
 
-Same U-Net (width 16, depth 4), same size, batch, loss and augmentation for all; the competitors take turns in one process, and the table has
-the median of the rounds. The plain loop reads and shrinks files of 640 px, which the Kaggle set has, and in a row of its own files that have
-been shrunk before. --compile adds the constant batch with torch.compile, and says how long its warm-up was. MONAI needs `pip install monai pytorch-ignite`; without it its rows are left out.
+Same U-Net (width 16, depth 4), same size, batch, loss and augmentation for all; the competitors take turns in one
+process, and the table has the median of the rounds. The plain loop reads and shrinks files of 640 px, which the Kaggle
+set has, and in a row of its own files that have been shrunk before. --compile adds the constant batch with
+torch.compile, and says how long its warm-up was. MONAI needs `pip install monai pytorch-ignite`; without it its rows
+are left out.
 """
 import math
 import statistics
 import sys
 import tempfile
 import time
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from tumorseg.data.slices import Slices
 from tumorseg.data.sources import open_data
 from tumorseg.demo.tumours import write_demo
 from tumorseg.model.inference import ModelInfo, autocast, best_device, best_precision, measure_normalisation, normalise
@@ -36,6 +41,10 @@ def wait(device):
     if device.type == "cuda": torch.cuda.synchronize()
 
 
+def adamw(network, config, fused=False):
+    return torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+
+
 class OneBatch:
     "The same steps on one batch that never changes: what the hardware gives for this network, whatever the data."
     def __init__(self, slices, config, info, device, compiled=False):
@@ -43,8 +52,9 @@ class OneBatch:
         self.images = normalise(torch.from_numpy(np.array(slices.images[rows])).to(device), info)
         self.masks = torch.from_numpy(np.array(slices.masks[rows])).to(device)[:, None]
         self.network = first_network(slices, config).to(device, memory_format=torch.channels_last).train()
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-        self.config, self.device, self.run = config, device, torch.compile(self.network) if compiled else self.network
+        self.optimizer = adamw(self.network, config, fused=True)
+        self.config, self.device = config, device
+        self.run = torch.compile(self.network) if compiled else self.network
 
     def __call__(self, steps):
         start = time.perf_counter()
@@ -60,7 +70,7 @@ class OneBatch:
 
 
 class Ours:
-    "tumorseg.train itself: data, augmentation, moving average, progress bar, guards. Validation is not in its slices a second."
+    "tumorseg.train itself: data, augmentation, moving average, progress bar, guards. Its speed is without validation."
     def __init__(self, slices, config, folder):
         few = slices.rows_of("valid")[:config.batch]
         self.slices = slices[np.sort(np.concatenate([slices.rows_of("train"), few]))]
@@ -71,25 +81,27 @@ class Ours:
         rows = self.slices.rows_of("train")[:steps * self.config.batch]
         part = self.slices[np.sort(np.concatenate([rows, self.slices.rows_of("valid")]))]
         run = train(part, self.folder / f"ours{self.number}", self.config, on_epoch=lambda *_: None)
-        return pd.read_csv(run / "history.csv")["slices_per_second"].iloc[-1] # the first epoch warms up
+        return run.history["slices_per_second"].iloc[-1] # the first epoch warms up
 
 
 class Files(Dataset):
-    "A file for each image and each mask, read again every time, augmented one by one: as the popular repositories do it."
+    "A file for each image and each mask, read again every time, augmented one by one: as popular repositories do it."
     def __init__(self, folder, config, info):
         self.files, self.info, self.size = sorted(folder.glob("*_image.png")), info, info.size
-        sides = [v2.RandomRotation(side, v2.InterpolationMode.BILINEAR) for side in (config.degrees, tuple(-d for d in reversed(config.degrees)))]
+        low, high = config.degrees
+        sides = [v2.RandomRotation(side, v2.InterpolationMode.BILINEAR) for side in ((low, high), (-high, -low))]
+        turned = v2.RandomApply([v2.RandomChoice(sides)], p=config.rotation_p)
         brighter = v2.RandomApply([v2.ColorJitter(brightness=config.brightness)], p=config.brightness_p)
-        self.transform = v2.Compose([brighter, v2.RandomApply([v2.RandomChoice(sides)], p=config.rotation_p)])
+        self.transform = v2.Compose([brighter, turned])
 
     def __len__(self): return len(self.files)
 
     def __getitem__(self, number):
         file = self.files[number]
-        pictures = Image.open(file), Image.open(file.with_name(file.name.replace("_image", "_mask")))
+        picture, outline = Image.open(file), Image.open(file.with_name(file.name.replace("_image", "_mask")))
         side = (self.size, self.size)
-        image, mask = (np.array(picture.resize(side, way)) for picture, way in zip(pictures, (Image.Resampling.BICUBIC, Image.Resampling.NEAREST)))
-        image, mask = torch.from_numpy(image)[None], torch.from_numpy(mask // 255)
+        image = torch.from_numpy(np.array(picture.resize(side, Image.Resampling.BICUBIC)))[None]
+        mask = torch.from_numpy(np.array(outline.resize(side, Image.Resampling.NEAREST)) // 255)
         image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
         return (image.float() - self.info.mean[0]) / self.info.std[0], mask.as_subclass(torch.Tensor)
 
@@ -97,10 +109,11 @@ class Files(Dataset):
 class Plain:
     "The plain loop: Dataset of files, DataLoader with two workers, AdamW; float32, or autocast."
     def __init__(self, slices, config, info, device, folder, half):
+        # Its workers end with each call, so that they do not work on beside the next loop
         self.loader = DataLoader(Files(folder, config, info), config.batch, shuffle=True, drop_last=True, num_workers=2,
-                                 pin_memory=device.type == "cuda") # its workers end with each call, so that they do not work on beside the next loop
+                                 pin_memory=device.type == "cuda")
         self.network = first_network(slices, config).to(device).train()
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.optimizer = adamw(self.network, config)
         self.precision, self.config, self.device = best_precision(device) if half else "no", config, device
 
     def __call__(self, steps):
@@ -122,7 +135,10 @@ class Plain:
 
 class HalfOnCpu(torch.nn.Module):
     "MONAI's amp is CUDA's only; on a CPU its loop gets the same half precision this way."
-    def __init__(self, network, device): super().__init__(); self.network, self.device = network, device
+    def __init__(self, network, device):
+        super().__init__()
+        self.network, self.device = network, device
+
     def forward(self, x):
         with autocast(self.device, best_precision(self.device)): return self.network(x)
 
@@ -135,63 +151,88 @@ class Monai:
         from monai.transforms import Compose, EnsureTyped, NormalizeIntensityd, RandRotated, RandScaleIntensityd
         rows, angles = slices.rows_of("train"), tuple(math.radians(d) for d in config.degrees)
         data = [dict(image=np.float32(slices.images[row]), label=np.float32(slices.masks[row][None])) for row in rows]
-        transforms = Compose([NormalizeIntensityd("image", subtrahend=info.mean[0], divisor=info.std[0]), EnsureTyped(["image", "label"]),
-                              RandScaleIntensityd("image", factors=config.brightness, prob=config.brightness_p),
-                              RandRotated(["image", "label"], range_x=angles, prob=config.rotation_p, mode=["bilinear", "nearest"], padding_mode="zeros")])
-        loader = ThreadDataLoader(CacheDataset(data, transforms, num_workers=2, progress=False), batch_size=config.batch, shuffle=True,
-                                  drop_last=True, num_workers=0)
+        both = ["image", "label"]
+        transforms = Compose([
+            NormalizeIntensityd("image", subtrahend=info.mean[0], divisor=info.std[0]), EnsureTyped(both),
+            RandScaleIntensityd("image", factors=config.brightness, prob=config.brightness_p),
+            RandRotated(both, range_x=angles, prob=config.rotation_p, mode=["bilinear", "nearest"],
+                        padding_mode="zeros")])
+        cached = CacheDataset(data, transforms, num_workers=2, progress=False)
+        loader = ThreadDataLoader(cached, batch_size=config.batch, shuffle=True, drop_last=True, num_workers=0)
         network = first_network(slices, config).to(device).train()
         if half and device.type == "cpu": network = HalfOnCpu(network, device)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.make = lambda epochs: SupervisedTrainer(device=device, max_epochs=epochs, train_data_loader=loader, network=network, optimizer=optimizer,
-                                                     loss_function=dice_ce_loss, amp=half and device.type == "cuda", decollate=False)
+        self.make = partial(SupervisedTrainer, device=device, train_data_loader=loader, network=network,
+                            optimizer=adamw(network, config), loss_function=dice_ce_loss,
+                            amp=half and device.type == "cuda", decollate=False)
         self.config, self.device, self.length = config, device, len(loader)
 
     def __call__(self, steps):
         from ignite.engine import Events
-        trainer, times = self.make(math.ceil((steps + 1) / self.length)), []
-        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: (wait(self.device), times.append(time.perf_counter()),
-                                                                              engine.terminate() if len(times) > steps else None))
+        trainer, times = self.make(max_epochs=math.ceil((steps + 1) / self.length)), []
+        def note(engine):
+            wait(self.device)
+            times.append(time.perf_counter())
+            if len(times) > steps: engine.terminate()
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, note)
         trainer.run()
         return steps * self.config.batch / (times[-1] - times[0]) # the first step warms up
 
 
-def measure(size: int, rounds: int, patients: int, steps: int, batch: int, compiled: bool, folder: Path) -> pd.DataFrame:
+def write_files(slices, rows, folder, side):
+    "Each slice and its mask as PNG files of that side."
+    folder.mkdir()
+    for row in rows:
+        for name, picture in (("image", slices.images[row, 0]), ("mask", slices.masks[row] * np.uint8(255))):
+            resized = Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
+            resized.save(folder / f"{row:05d}_{name}.png")
+    return folder
+
+
+def competitors(slices: Slices, config: Config, info: ModelInfo, folder: Path, compiled: bool) -> dict:
+    "Name and loop of each."
+    rows, device = slices.rows_of("train"), best_device()
+    small = write_files(slices, rows, folder / "small", info.size)
+    large = write_files(slices, rows, folder / "large", 640)
+    loops = {"one constant batch": OneBatch(slices, config, info, device),
+             "tumorseg.train": Ours(slices, config, folder)}
+    if find_spec("monai") and find_spec("ignite"):
+        loops["MONAI, as recommended"] = Monai(slices, config, info, device, half=device.type == "cuda")
+        loops["MONAI, half precision on the CPU too"] = Monai(slices, config, info, device, half=True)
+    else: print("MONAI or pytorch-ignite is not installed: its rows are left out.", file=sys.stderr)
+    loops["plain loop, float32"] = Plain(slices, config, info, device, large, half=False)
+    loops["plain loop, autocast"] = Plain(slices, config, info, device, large, half=True)
+    loops["plain loop, float32, files shrunk before"] = Plain(slices, config, info, device, small, half=False)
+    if compiled: loops["one constant batch, torch.compile"] = OneBatch(slices, config, info, device, compiled=True)
+    return loops
+
+
+def measure(size: int, rounds: int, patients: int, steps: int, batch: int, compiled: bool,
+            folder: Path) -> pd.DataFrame:
     "Slices a second of each competitor, a column a round."
-    slices, config, device = open_data(write_demo(folder / "demo", patients=patients), size), Config(epochs=2, batch=batch), best_device()
+    slices, config = open_data(write_demo(folder / "demo", patients=patients), size), Config(epochs=2, batch=batch)
     rows = slices.rows_of("train")
     steps, info = min(steps, len(rows) // batch - 1), ModelInfo(size, *measure_normalisation(slices.images[rows]))
-    for kind, side in (("small", size), ("large", 640)):
-        (folder / kind).mkdir()
-        for row in rows:
-            for name, picture in (("image", slices.images[row, 0]), ("mask", slices.masks[row] * np.uint8(255))):
-                Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST).save(folder / kind / f"{row:05d}_{name}.png")
-    loops = {"one constant batch": OneBatch(slices, config, info, device), "tumorseg.train": Ours(slices, config, folder)}
-    try:
-        import ignite  # noqa: F401
-        import monai
-        loops |= {"MONAI, as recommended": Monai(slices, config, info, device, half=device.type == "cuda"),
-                  "MONAI, half precision on the CPU too": Monai(slices, config, info, device, half=True)}
-    except ImportError: print("MONAI or pytorch-ignite is not installed: its rows are left out.", file=sys.stderr)
-    loops |= {"plain loop, float32": Plain(slices, config, info, device, folder / "large", half=False),
-              "plain loop, autocast": Plain(slices, config, info, device, folder / "large", half=True),
-              "plain loop, float32, files shrunk before": Plain(slices, config, info, device, folder / "small", half=False)}
-    if compiled: loops["one constant batch, torch.compile"] = OneBatch(slices, config, info, device, compiled=True)
+    loops = competitors(slices, config, info, folder, compiled)
     for name, loop in loops.items(): # everything is loaded and warm
-        start = time.perf_counter(); loop(2)
-        if "compile" in name: print(f"torch.compile took {time.perf_counter() - start:.0f} s for its first two steps.\n")
-    found = [{name: loop(steps) for name, loop in loops.items()} for _ in range(rounds)]
-    return pd.DataFrame(found).T
+        start = time.perf_counter()
+        loop(2)
+        took = time.perf_counter() - start
+        if "compile" in name: print(f"torch.compile took {took:.0f} s for its first two steps.\n")
+    return pd.DataFrame([{name: loop(steps) for name, loop in loops.items()} for _ in range(rounds)]).T
 
 
-def main(size: int = 128, rounds: int = 3, patients: int = 120, steps: int = 16, batch: int = 16, compile: bool = False) -> None:
+def main(size: int = 128, rounds: int = 3, patients: int = 120, steps: int = 16, batch: int = 16,
+         compile: bool = False) -> None:
     "Print the table."
-    with tempfile.TemporaryDirectory() as folder: speeds = measure(size, rounds, patients, steps, batch, compile, Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        speeds = measure(size, rounds, patients, steps, batch, compile, Path(folder))
     ours = speeds.loc["tumorseg.train"]
     print(f"Training, {size} px, batch {batch}, {steps} steps, {rounds} rounds in turn. {machine()}\n")
-    print("| loop | slices a second, median (least-most) | tumorseg.train is so many times as fast, median of the rounds |\n|---|---|---|")
+    print("| loop | slices a second, median (least-most) | tumorseg.train is so many times as fast, median of rounds |")
+    print("|---|---|---|")
     for name, row in speeds.iterrows():
-        print(f"| {name} | {row.median():.1f} ({row.min():.1f}-{row.max():.1f}) | {statistics.median(ours / row):.2f} |")
+        spread = f"{row.min():.1f}-{row.max():.1f}"
+        print(f"| {name} | {row.median():.1f} ({spread}) | {statistics.median(ours / row):.2f} |")
 
 
 if __name__ == "__main__": tyro.cli(main)

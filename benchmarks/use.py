@@ -5,6 +5,7 @@
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,9 @@ def seconds(call, rounds=5):
     call()
     times = []
     for _ in range(rounds):
-        start = time.perf_counter(); call(); times.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
@@ -40,9 +43,11 @@ def main(data: Path | None = None, size: int = 128, run: Path | None = None) -> 
     print(f"{size} px. {machine()}\n\n| what | median |\n|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         data = data or write_demo(Path(folder) / "demo", patients=40)
-        start = time.perf_counter(); slices = open_data(data, size, cache=Path(folder) / "cache"); first = time.perf_counter() - start
-        again = seconds(lambda: open_data(data, size, cache=Path(folder) / "cache"))
-        print(f"| opening {len(slices)} slices, the first time (once) | {first:.1f} s |\n| opening them again | {again:.2f} s |")
+        def opened(): return open_data(data, size, cache=Path(folder) / "cache")
+        start = time.perf_counter()
+        slices = opened()
+        print(f"| opening {len(slices)} slices, the first time (once) | {time.perf_counter() - start:.1f} s |")
+        print(f"| opening them again | {seconds(opened):.2f} s |")
         device, info = best_device(), ModelInfo(size, (50.,), (50.,))
         network = UNet(width=16).to(device, memory_format=torch.channels_last).eval()
         plain = UNet(width=16).to(device).eval()
@@ -50,9 +55,13 @@ def main(data: Path | None = None, size: int = 128, run: Path | None = None) -> 
         def float32(images): return plain(normalise(torch.from_numpy(images).to(device), info)).sigmoid().cpu()
         for batch in (1, 32):
             images = np.array(slices.images[:batch])
-            ours, theirs = (seconds(lambda f=f: f(images)) / batch for f in (lambda x: probabilities(network, x, info), float32))
-            print(f"| predicting, a slice, batch of {batch} | {ours * 1e3:.1f} ms; in plain float32 {theirs * 1e3:.1f} ms, {theirs / ours:.2f} times as long |")
-    if run: print("| until 95 % of the best validation Dice | epoch {}, {:.1f} min |".format(*until_95_percent(run)))
+            ours = seconds(partial(probabilities, network, images, info)) / batch
+            theirs = seconds(partial(float32, images)) / batch
+            print(f"| predicting, a slice, batch of {batch} | {ours * 1e3:.1f} ms; "
+                  f"in plain float32 {theirs * 1e3:.1f} ms, {theirs / ours:.2f} times as long |")
+    if run:
+        epoch, minutes = until_95_percent(run)
+        print(f"| until 95 % of the best validation Dice | epoch {epoch}, {minutes:.1f} min |")
 
 
 if __name__ == "__main__": tyro.cli(main)

@@ -1,10 +1,12 @@
-"The audit finds what was planted in the demo set, is silent on the clean one, and finds the known facts of the real one where it is at hand."
+"The audit finds what was planted in a set, nothing in a clean one, and what is known of the real one, if at hand."
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -14,8 +16,12 @@ from tumorseg.data.experts import expert_contours, find_partners
 from tumorseg.data.patients import split_state, with_patients
 from tumorseg.data.sources import open_data
 from tumorseg.demo.tumours import write_demo
-from tumorseg.quality.audit import audit
+from tumorseg.model.unet import UNet
+from tumorseg.quality.audit import audit, audit_labels
 from tumorseg.quality.verdict import audit_in_words, verdict
+from tumorseg.report import write_report
+from tumorseg.training.config import Config
+from tumorseg.training.run import start_run
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -34,7 +40,8 @@ def keep(folder, split, content): (folder / split / COCO_NAME).write_text(json.d
 
 @pytest.fixture(scope="module")
 def planted(demo, work):
-    "Six contours made boxes, a stale area, a bbox as corners, a sliver, a test picture copied into train, one patient's test slices listed in train too."
+    """Six contours made boxes, a stale area, a bbox as corners, a sliver, a test picture copied into train, one
+    patient's test slices listed in train too."""
     folder = work / "planted"
     shutil.copytree(demo, folder)
     train, test = record(folder, "train"), record(folder, "test")
@@ -44,48 +51,98 @@ def planted(demo, work):
     x, y, w, h = train["annotations"][8]["bbox"]
     train["annotations"][8]["bbox"] = [x, y, x + w, y + h]
     train["annotations"][9]["area"] = 3 * train["annotations"][9]["area"]
-    train["annotations"].append({**train["annotations"][10], "id": 999, "segmentation": [[2, 2, 2.8, 2, 2.8, 9, 2, 9]], "bbox": [2, 2, .8, 7], "area": 5.6})
-    leaked = test["images"][0]["patient"]
-    moved = next(image for image in test["images"] if image["patient"] == leaked and any(a["image_id"] == image["id"] for a in test["annotations"]))
+    sliver = dict(id=999, segmentation=[[2, 2, 2.8, 2, 2.8, 9, 2, 9]], bbox=[2, 2, .8, 7], area=5.6)
+    train["annotations"].append(train["annotations"][10] | sliver)
+    leaked, annotated = test["images"][0]["patient"], {annotation["image_id"] for annotation in test["annotations"]}
+    moved = next(image for image in test["images"] if image["patient"] == leaked and image["id"] in annotated)
     shutil.move(folder / "test" / moved["file_name"], folder / "train" / moved["file_name"])
     test["images"].remove(moved)
     train["images"].append({**moved, "id": 5000})
-    train["annotations"] += [{**a, "id": 5000 + a["id"], "image_id": 5000} for a in test["annotations"] if a["image_id"] == moved["id"]]
+    of_moved = [a for a in test["annotations"] if a["image_id"] == moved["id"]]
+    train["annotations"] += [{**a, "id": 5000 + a["id"], "image_id": 5000} for a in of_moved]
     test["annotations"] = [a for a in test["annotations"] if a["image_id"] != moved["id"]]
     copied = record(folder, "valid")["images"][0]["file_name"]
     shutil.copy(folder / "valid" / copied, folder / "train" / "copy.jpg")
     train["images"].append({"id": 6000, "file_name": "copy.jpg", "height": 96, "width": 96, "patient": "somebody"})
-    keep(folder, "train", train); keep(folder, "test", test)
+    keep(folder, "train", train)
+    keep(folder, "test", test)
     names = {image["id"]: f"train/{image['file_name']}" for image in train["images"]}
-    return dict(folder=folder, boxes={names[a["image_id"]] for a in train["annotations"][:6]}, leaked=leaked, copied=f"valid/{copied}",
-                corners=names[train["annotations"][8]["image_id"]], stale=names[train["annotations"][9]["image_id"]], sliver=names[train["annotations"][10]["image_id"]])
+    named = [names[annotation["image_id"]] for annotation in train["annotations"]]
+    return dict(folder=folder, boxes={*named[:6]}, leaked=leaked, copied=f"valid/{copied}",
+                corners=named[8], stale=named[9], sliver=named[10])
 
 
 def test_clean(demo, work):
-    facts = audit(open_data(demo, 96, cache=work / "cache"), demo)
+    slices = open_data(demo, 96, cache=work / "cache")
+    facts = audit(slices)
     labels = facts["labels"]
     assert verdict(facts)["clean"] and verdict(facts)["learn"] == "Outlines of tumours."
-    assert facts["leakage"]["conclusion"] == "no" and facts["leakage"]["patients"]["leaking"] == 0 and facts["images"]["copies"] == []
+    assert facts["leakage"]["conclusion"] == "no" and facts["leakage"]["patients"]["leaking"] == 0
+    assert facts["images"]["copies"] == []
     assert not any(labels[key] for key in ("rectangles", "slivers", "bbox_wrong_order", "bbox_stale", "area_stale"))
     assert json.loads(json.dumps(facts)) == facts and "Nothing." in audit_in_words(facts)
-    assert verdict(audit(open_data(demo, 96, cache=work / "cache")))["clean"]  # without the folder, too
+    assert verdict(audit(replace(slices, folder=None)))["clean"]  # without the folder, too
 
 
 def test_planted(planted, work):
     slices = open_data(planted["folder"], 96, cache=work / "cache")
-    facts = audit(slices, planted["folder"])
+    facts = audit(slices)
     labels, found = facts["labels"], facts["leakage"]["patients"]["splits"]["test"]
     assert set(labels["rectangle_names"]) >= planted["boxes"] and labels["rectangles"] == 7  # the sliver is one as well
     assert [sliver["name"] for sliver in labels["slivers"]] == [planted["sliver"]] == labels["several"]
-    assert labels["bbox_wrong_order"] == [planted["corners"]] and labels["area_stale"] == [planted["stale"]] and labels["bbox_stale"] == []
-    assert "train/copy.jpg" in labels["empty"]
+    assert labels["bbox_wrong_order"] == [planted["corners"]] and labels["area_stale"] == [planted["stale"]]
+    assert labels["bbox_stale"] == [] and "train/copy.jpg" in labels["empty"]
     [pair] = facts["images"]["copies"]
-    assert pair["exact"] and {pair["name"], pair["other"]} == {"train/copy.jpg", planted["copied"]} and facts["images"]["across_splits"] == 1
+    assert pair["exact"] and {pair["name"], pair["other"]} == {"train/copy.jpg", planted["copied"]}
+    assert facts["images"]["across_splits"] == 1
     assert facts["leakage"]["conclusion"] == "yes" and facts["leakage"]["patients"]["leaking"] == 1
     assert found["leaked"] == (slices.in_split("test").table["patient"] == planted["leaked"]).sum() > 0
     assert not verdict(facts)["clean"] and len(verdict(facts)["to_do"]) == 4
     text = audit_in_words(facts)
-    assert planted["sliver"] in text and f"7 of {labels['annotations']} annotations" in text and "Split by patients" in text
+    assert f"7 of {labels['annotations']} annotations" in text
+    assert planted["sliver"] in text and "Split by patients" in text
+
+
+@pytest.fixture(scope="module")
+def overlapping(work):
+    "Ten slices with boxes that overlap: all annotations are rectangles, and a third of the parts of masks."
+    random, folder = np.random.default_rng(0), work / "overlapping"
+    for split, numbers in (("train", range(6)), ("valid", range(6, 8)), ("test", range(8, 10))):
+        images, annotations = [], []
+        (folder / split).mkdir(parents=True)
+        for number in numbers:
+            Image.fromarray(random.integers(0, 256, (64, 64), np.uint8)).save(folder / split / f"{number}.png")
+            images.append(dict(id=number, file_name=f"{number}.png", height=64, width=64))
+            for x, y, w, h in [(8, 8, 20, 20), (20, 16, 16, 20), (40, 40, 16, 12)][:2 + number % 2]:
+                outline = [x, y, x + w, y, x + w, y + h, x, y + h]
+                annotations.append(dict(id=len(annotations), image_id=number, category_id=1, segmentation=[outline],
+                                        bbox=[x, y, w, h], area=w * h))
+        content = dict(images=images, annotations=annotations, categories=[dict(id=1, name="tumour")])
+        (folder / split / COCO_NAME).write_text(json.dumps(content))
+    return open_data(folder, 64, cache=work / "cache")
+
+
+def reported(slices, run):
+    "The report of a run that was begun on these slices, as if it had learnt something."
+    start_run(slices, run, Config(), UNet(1, 4, 2))
+    numbers = dict(train_loss=.5, valid_loss=.5, valid_dice=.5, lr=.001, seconds=1., slices_per_second=1.)
+    pd.DataFrame([dict(epoch=epoch, **numbers) for epoch in (1, 2)]).to_csv(run / "history.csv", index=False)
+    return write_report(run, slices).read_text(encoding="utf-8")
+
+
+def test_the_report_counts_what_the_audit_counts(overlapping, work):
+    "It once forgot where the slices came from, counted parts of masks, and saw outlines in a set of boxes."
+    sentence = "Where a tumour is, not its outline: 25 of 25 annotations are filled rectangles."
+    assert verdict(audit(overlapping))["learn"] == sentence and sentence in reported(overlapping, work / "boxes")
+    parts = audit_labels(replace(overlapping, folder=None))  # as where expert contours were laid over
+    assert (parts["counted"], parts["rectangles"], parts["annotations"]) == ("parts of masks", 5, 15)
+
+
+def test_annotations_are_those_of_the_slices_and_not_of_the_whole_folder(overlapping):
+    few = audit_labels(overlapping[:3])
+    assert few["counted"] == "annotations" and few["annotations"] == few["rectangles"] == 7
+    renamed = audit_labels(overlapping.assign(name=[f"{row}.png" for row in range(len(overlapping))]))
+    assert renamed["counted"] == "parts of masks"  # the JSON does not know these names
 
 
 def test_missing_image(planted, work):
@@ -106,10 +163,10 @@ def test_blank_slices(work):
     "A set of nothing but empty pictures and masks is audited, not crashed on."
     folder = work / "blank"
     for split in ("train", "test"):
-        (folder / split / "images").mkdir(parents=True); (folder / split / "masks").mkdir()
-        for i in range(4):
-            for kind in ("images", "masks"): Image.fromarray(np.zeros((40, 50), np.uint8)).save(folder / split / kind / f"{i}.png")
-    facts = audit(open_data(folder, 32, cache=work / "cache"), folder)
+        for kind in ("images", "masks"):
+            (folder / split / kind).mkdir(parents=True)
+            for i in range(4): Image.fromarray(np.zeros((40, 50), np.uint8)).save(folder / split / kind / f"{i}.png")
+    facts = audit(open_data(folder, 32, cache=work / "cache"))
     assert facts["labels"]["annotations"] == 0 and len(facts["labels"]["empty"]) == 8 and audit_in_words(facts)
     assert all(row["dice"] == 1 for row in facts["baselines"])  # empty and empty is 1
 
@@ -122,18 +179,24 @@ def kaggle(work):
 
 def test_kaggle_without_patients(kaggle):
     start = time.perf_counter()
-    facts = audit(kaggle, SHARED / "data/kaggle")
+    facts = audit(kaggle)
     print(f"audit of {len(kaggle)} slices: {time.perf_counter() - start:.1f} s")
     labels, leakage = facts["labels"], facts["leakage"]
     assert labels["rectangles"] == labels["annotations"] == 2146
     assert len(labels["empty"]) == 1 and labels["empty"][0].startswith("train/2369_")
-    assert len(labels["slivers"]) == 1 and labels["slivers"][0]["name"].startswith("train/176_") and labels["several"] == [labels["slivers"][0]["name"]]
+    [sliver] = labels["slivers"]
+    assert sliver["name"].startswith("train/176_") and labels["several"] == [sliver["name"]]
     assert facts["images"]["sizes"] == {"640 x 640": 2146} and facts["images"]["copies"] == []
     assert facts["images"]["channels_equal"] == facts["images"]["files_with_channels"] >= 200
-    assert leakage["conclusion"] == "likely" and leakage["patients"] is None and leakage["numbers"]["splits"]["test"]["leaked"] > 170
-    assert leakage["pictures"]["splits"]["test"]["beats"] > .4
-    rows = {row["baseline"]: row for row in facts["baselines"]}
-    assert rows["all background"]["dice"] == 0 and abs(rows["most alike slice copied"]["dice"] - .68) < .01 and len(rows) == 3
+    assert leakage["conclusion"] == "likely" and leakage["patients"] is None
+    assert leakage["numbers"]["splits"]["test"]["leaked"] > 170 and leakage["pictures"]["splits"]["test"]["beats"] > .4
+    scores = {row["baseline"]: row["dice"] for row in facts["baselines"]}
+    assert scores["all background"] == 0 and abs(scores["most alike slice copied"] - .68) < .01 and len(scores) == 3
+
+
+def test_the_report_on_kaggle_says_what_its_audit_says(kaggle, work):
+    sentence = "Where a tumour is, not its outline: 2146 of 2146 annotations are filled rectangles."
+    assert sentence in reported(kaggle, work / "kaggle")
 
 
 def test_kaggle_with_patients_and_contours(kaggle, work):
@@ -142,11 +205,15 @@ def test_kaggle_with_patients_and_contours(kaggle, work):
     subprocess.run([sys.executable, SHARED / "tools/figshare_mat.py", work / "mat"], check=True, capture_output=True)
     figshare = open_data(work / "mat", 128, cache=work / "cache")
     contours = expert_contours(kaggle, figshare, find_partners(kaggle, figshare))
-    facts = audit(with_patients(kaggle, SHARED / "data/cheng/patients.csv"), SHARED / "data/kaggle", contours)
+    facts = audit(with_patients(kaggle, SHARED / "data/cheng/patients.csv"), contours)
     splits, rows = facts["leakage"]["patients"]["splits"], {row["baseline"]: row for row in facts["baselines"]}
-    assert (splits["valid"]["leaked"], splits["valid"]["slices"], splits["test"]["leaked"], splits["test"]["slices"]) == (429, 429, 210, 215)
-    assert abs(rows["the same, not of the patient"]["dice"] - .31) < .015 and rows["the same, not of the patient"]["slices"] == 215
-    assert abs(rows["expert contour"]["dice"] - .56) < .01 and rows["expert contour"]["slices"] == 183
-    some = audit(kaggle, SHARED / "data/kaggle", contours)  # patients from the contours: known for those only
-    known = some["leakage"]["patients"]["splits"]["test"]
-    assert some["patients_known"] == 1751 and known["known"] == 183 and known["leaked"] > 170 and split_state(kaggle) == "unknown"
+    assert facts["labels"]["counted"] == "annotations"
+    assert splits["valid"]["leaked"] == splits["valid"]["slices"] == 429
+    assert (splits["test"]["leaked"], splits["test"]["slices"]) == (210, 215)
+    others, expert = rows["the same, not of the patient"], rows["expert contour"]
+    assert abs(others["dice"] - .31) < .015 and others["slices"] == 215
+    assert abs(expert["dice"] - .56) < .01 and expert["slices"] == 183
+    facts = audit(kaggle, contours)  # patients from the contours: known for those only
+    known = facts["leakage"]["patients"]["splits"]["test"]
+    assert facts["patients_known"] == 1751 and known["known"] == 183 and known["leaked"] > 170
+    assert facts["labels"]["rectangles"] == facts["labels"]["annotations"] == 2146 and split_state(kaggle) == "unknown"

@@ -20,12 +20,13 @@ def table(script, *options):
 
 
 @pytest.mark.parametrize("script, options, rows", [
-    ("training.py", ["--size", "32", "--rounds", "1", "--patients", "8", "--steps", "2", "--batch", "2"], ("constant batch", "tumorseg.train", "plain loop")),
-    ("use.py", ["--size", "32"], ("first time", "again", "batch of 32")),
-    ("gpu.py", ["--tiny", "--width", "4", "--batch", "1"], ("32 px",)),
-    ("browse.py", ["--many", "64"], ("opening", "at another threshold", "more memory"))])
+    ("training.py", "--size 32 --rounds 1 --patients 8 --steps 2 --batch 2",
+     ("constant batch", "tumorseg.train", "plain loop")),
+    ("use.py", "--size 32", ("first time", "again", "batch of 32")),
+    ("gpu.py", "--tiny --width 4 --batch 1", ("32 px",)),
+    ("browse.py", "--many 64", ("opening", "at another threshold", "more memory"))])
 def test_a_benchmark_gives_its_rows(script, options, rows):
-    lines = table(script, *options)
+    lines = table(script, *options.split())
     for row in rows: assert any(row in line for line in lines), (row, lines)
     for line in lines:
         numbers = [float(number) for number in re.findall(r"[\d.]*\d", line.split("|", 2)[2])]
@@ -34,7 +35,8 @@ def test_a_benchmark_gives_its_rows(script, options, rows):
 
 def test_the_scoreboard_trains_each_network_scores_every_patient_once_and_goes_on(tmp_path):
     data = write_demo(tmp_path / "demo", patients=6, size=48)
-    options = [data, "--out", tmp_path / "runs", "--minutes", "0", "--size", "32", "--folds", "3", "--networks", "basicunet", "--csv", tmp_path / "board.csv"]
+    options = [data, "--out", tmp_path / "runs", "--csv", tmp_path / "board.csv",
+               *"--minutes 0 --size 32 --folds 3 --networks basicunet".split()]
     first = table("scoreboard.py", *options)
     names = ["MONAI BasicUNet", "one mask for all", "most alike slice copied", "the same, not of the patient"]
     assert [line.split("|")[1].strip() for line in first] == names and all("over patients" in line for line in first)

@@ -28,8 +28,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def test_memory_does_not_grow_with_the_number_of_slices(tmp_path):
-    few, many = (float(subprocess.run([sys.executable, "-c", WRITE, str(count), tmp_path / str(count)], capture_output=True, text=True, check=True).stdout)
-                 for count in (60, 2060))
+    def most_memory(count):
+        command = [sys.executable, "-c", WRITE, str(count), tmp_path / str(count)]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    few, many = most_memory(60), most_memory(2060)
     assert many - few < 30, f"2000 slices more, which are 250 MiB, took {many - few:.0f} MiB more"
 
 
@@ -49,4 +51,5 @@ def test_all_problems_of_a_folder_are_told_together_and_nothing_stays(tmp_path):
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not beside the project (../shared)")
 def test_the_counts_of_the_kaggle_set_in_the_notebook_are_those_of_its_files(tmp_path):
     counts = count_subsets(open_data(SHARED / "data/kaggle", 64, cache=tmp_path))
-    assert counts[["slices", "category 1", "category 2", "without_tumour"]].to_numpy().tolist() == [[1502, 771, 730, 1], [429, 210, 219, 0], [215, 118, 97, 0]]
+    columns = ["slices", "category 1", "category 2", "without_tumour"]
+    assert counts[columns].to_numpy().tolist() == [[1502, 771, 730, 1], [429, 210, 219, 0], [215, 118, 97, 0]]

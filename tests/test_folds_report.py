@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from tumorseg.core import InputError, UsageError
-from tumorseg.data.slices import Slices
 from tumorseg.data.sources import open_data
 from tumorseg.data.splits import choose_folds
 from tumorseg.demo.tumours import write_demo
+from tumorseg.evaluation import cross_validation
 from tumorseg.evaluation.cross_validation import _environment, cross_validate
 from tumorseg.evaluation.evaluate import evaluate
 from tumorseg.report import write_report
@@ -70,43 +70,77 @@ def test_a_failing_fold_is_told_and_the_others_go_on(slices, done, tmp_path, at_
     with pytest.raises(InputError, match="Fold 1 failed.*training.safetensors") as error:
         cross_validate(slices, out, CONFIG, choose_folds(slices, count=3), at_once)
     assert "2 of 3 folds are finished" in str(error.value)
-    assert (out / "fold_1.log").exists() and not (out / "metrics.json").exists() and (out / "fold_2/metrics.json").exists()
+    assert (out / "fold_1.log").exists() and (out / "fold_2/metrics.json").exists()
+    assert not (out / "metrics.json").exists()
     shutil.rmtree(out / "fold_1")  # mended by hand: the same call again does the rest
     third = (out / "fold_3/model.safetensors").stat().st_mtime_ns
     assert cross_validate(slices, out, CONFIG, choose_folds(slices, count=3))["n_slices"] == len(slices)
     assert (out / "fold_3/model.safetensors").stat().st_mtime_ns == third
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_a_killed_cross_validation_leaves_no_process_behind(data, tmp_path):
-    code = ("import sys; from tumorseg.training.config import Config; from tumorseg.data.splits import choose_folds; from tumorseg.evaluation.cross_validation import cross_validate\n"
-            "from tumorseg.data.sources import open_data\n"
-            "slices = open_data(sys.argv[1], 32); folds = choose_folds(slices, count=3)\n"
-            "cross_validate(slices, sys.argv[2], Config(epochs=500, width=4, depth=2, batch=4), folds, 2)")
-    process = subprocess.Popen([sys.executable, "-c", code, str(data), str(tmp_path / "cv")], stderr=subprocess.DEVNULL)
+CHILD = """
+import signal
+import sys
+from tumorseg.data.sources import open_data
+from tumorseg.data.splits import choose_folds
+from tumorseg.evaluation.cross_validation import cross_validate
+from tumorseg.training.config import Config
+
+signal.signal(signal.SIGINT, signal.default_int_handler) # whatever started the tests may have it ignored
+slices = open_data(sys.argv[1], 32)
+config = Config(epochs=500, width=4, depth=2, batch=4)
+cross_validate(slices, sys.argv[2], config, choose_folds(slices, count=3), 2)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+@pytest.mark.parametrize("ended_by", ["kill", "Ctrl-C"])
+def test_an_ended_cross_validation_leaves_no_process_behind(data, tmp_path, ended_by):
+    process = subprocess.Popen([sys.executable, "-c", CHILD, data, tmp_path / "cv"], stderr=subprocess.DEVNULL,
+                               start_new_session=True)
     history = tmp_path / "cv/fold_1/history.csv"
     while process.poll() is None and not history.exists(): time.sleep(.05)
-    os.kill(process.pid, signal.SIGKILL)
+    if ended_by == "kill": os.kill(process.pid, signal.SIGKILL)
+    else: os.killpg(process.pid, signal.SIGINT) # a terminal sends it to all
     process.wait()
     time.sleep(1)
     before = history.read_text()
-    assert 2 <= before.count("\n") < 500, "it was to be killed in the middle"
+    assert 2 <= before.count("\n") < 500, "it was to be ended in the middle"
     time.sleep(1)
     assert history.read_text() == before, "a fold went on without its parent"
+    if ended_by == "Ctrl-C": assert not list((tmp_path / "cv").glob(".slices_*")), "the shared slices stayed behind"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_a_fold_whose_process_is_killed_does_not_stop_the_others(slices, done, tmp_path, monkeypatch):
+    out, start = tmp_path / "cv", cross_validation._start
+    shutil.copytree(done, out)
+    for fold in (1, 2, 3): (out / f"fold_{fold}/metrics.json").unlink()
+
+    def start_and_kill(shared, run, number, config, environment):
+        process, output = start(shared, run, number, config, environment)
+        if number == 2: process.kill()
+        return process, output
+
+    monkeypatch.setattr(cross_validation, "_start", start_and_kill)
+    with pytest.raises(InputError, match="Fold 2 failed: its process was ended by signal 9") as error:
+        cross_validate(slices, out, CONFIG, choose_folds(slices, count=3), 2)
+    assert "2 of 3 folds are finished" in str(error.value)
 
 
 def test_other_settings_folds_or_data_are_refused(slices, done):
     with pytest.raises(InputError, match="other data, folds or settings"):
         cross_validate(slices, done, Config(epochs=3, width=4, depth=2, batch=4), choose_folds(slices, count=3))
-    with pytest.raises(InputError, match="other folds"): cross_validate(slices, done, CONFIG, choose_folds(slices, count=4))
+    with pytest.raises(InputError, match="other folds"):
+        cross_validate(slices, done, CONFIG, choose_folds(slices, count=4))
     with pytest.raises(UsageError, match="at_once"): cross_validate(slices, done, CONFIG, at_once=0)
 
 
 def test_unknown_patients_have_no_folds_unless_the_source_brings_them(slices):
-    nameless = Slices(slices.images, slices.masks, slices.table.assign(patient=""))
+    nameless = slices.assign(patient="")
     with pytest.raises(InputError, match="unknown"): choose_folds(nameless)
     with pytest.raises(UsageError, match="official"): choose_folds(slices, "official")
-    brought = Slices(slices.images, slices.masks, nameless.table.assign(split=[f"fold{i % 3 + 1}" for i in range(len(slices))]))
+    brought = nameless.assign(split=[f"fold{i % 3 + 1}" for i in range(len(slices))])
     assert choose_folds(brought).made == "authors"
 
 
@@ -114,7 +148,8 @@ def test_each_fold_has_its_own_gpu_and_its_share_of_the_threads(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
     places = [_environment(place, 3) for place in range(3)]
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["4", "6", "4"] and {place["OMP_NUM_THREADS"] for place in places} == {"2"}
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["4", "6", "4"]
+    assert {place["OMP_NUM_THREADS"] for place in places} == {"2"}
 
 
 class Page(HTMLParser):
@@ -122,7 +157,8 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.tags, self.addresses = [], [], []
-        self.feed(text); self.close()
+        self.feed(text)
+        self.close()
         assert not self.open, self.open
 
     def handle_starttag(self, tag, attributes):
@@ -137,8 +173,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def hostile(slices, tmp_path_factory):
     "A run on slices whose names, patients and splits come from somebody who means ill."
-    table = slices.table.assign(name=[f"{HOSTILE}{name}" for name in slices.table["name"]], patient=HOSTILE + slices.table["patient"])
-    bad = Slices(slices.images, slices.masks, table)
+    bad = slices.assign(name=HOSTILE + slices.table["name"], patient=HOSTILE + slices.table["patient"])
     run = train(bad, tmp_path_factory.mktemp("runs") / "<script>alert(2)<", CONFIG)
     evaluate(run, bad)
     return run, bad
@@ -147,7 +182,8 @@ def hostile(slices, tmp_path_factory):
 def test_the_report_is_one_whole_page_and_hostile_names_are_text(hostile):
     run, bad = hostile
     metrics = json.loads((run / "metrics.json").read_text())
-    (run / "metrics.json").write_text(json.dumps({**metrics, HOSTILE: HOSTILE, "by_size": {HOSTILE: {"dice": .5, "low": None}}}))
+    worse = {**metrics, HOSTILE: HOSTILE, "by_size": {HOSTILE: {"dice": .5, "low": None}}}
+    (run / "metrics.json").write_text(json.dumps(worse))
     text = write_report(run, bad).read_text(encoding="utf-8")
     (run / "metrics.json").write_text(json.dumps(metrics))
     page = Page(text)
@@ -159,7 +195,8 @@ def test_the_report_is_one_whole_page_and_hostile_names_are_text(hostile):
 def test_a_run_without_scores_is_told_what_to_give(hostile, tmp_path):
     run, bad = tmp_path / "run", hostile[1]
     shutil.copytree(hostile[0], run)
-    (run / "metrics.json").unlink(); shutil.rmtree(run / "overlays")
+    (run / "metrics.json").unlink()
+    shutil.rmtree(run / "overlays")
     text = write_report(run, bad).read_text(encoding="utf-8")
     assert "tumorseg evaluate" in text and "not scored yet" in text and Page(text).tags
 

@@ -1,4 +1,4 @@
-"""`open_data("kaggle")` against a stand-in for Kaggle on this machine: no account, one download, one sentence when it fails."""
+"`fetch` and `open_data` of the Kaggle set against a stand-in: one download, no account, errors in one sentence."
 import http.server
 import io
 import json
@@ -14,12 +14,13 @@ from tumorseg.demo.tumours import write_demo
 
 @pytest.fixture
 def kaggle(tmp_path, monkeypatch):
-    "A server at the address that kagglehub calls its TEST environment; `kaggle.archive` is what it gives, `kaggle.asked` what it was asked."
+    "A server at the address of kagglehub's TEST environment: it gives `kaggle.archive`, and `kaggle.asked` keeps the calls."
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self.server.asked.append((self.path.rsplit("/", 1)[-1], body, self.headers.get("Authorization")))
-            data = self.server.archive if self.path.endswith("DownloadDataset") else json.dumps({"currentVersionNumber": 1}).encode()
+            call = self.path.rsplit("/", 1)[-1]
+            self.server.asked.append((call, body, self.headers.get("Authorization")))
+            data = self.server.archive if call == "DownloadDataset" else b'{"currentVersionNumber": 1}'
             self.send_response(200 if data else 503)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -31,8 +32,9 @@ def kaggle(tmp_path, monkeypatch):
     except OSError: pytest.skip("port 7777, which kagglehub's test environment uses, is taken")
     server.asked, server.archive = [], b""
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    for name, value in {"KAGGLE_API_ENVIRONMENT": "TEST", "KAGGLEHUB_CACHE": str(tmp_path / "hub"), "KAGGLE_CONFIG_DIR": str(tmp_path / "none"),
-                        "XDG_CACHE_HOME": str(tmp_path / "cache"), "no_proxy": "localhost"}.items(): monkeypatch.setenv(name, value)
+    settings = {"KAGGLE_API_ENVIRONMENT": "TEST", "no_proxy": "localhost", "KAGGLEHUB_CACHE": tmp_path / "hub",
+                "KAGGLE_CONFIG_DIR": tmp_path / "none", "XDG_CACHE_HOME": tmp_path / "cache"}
+    for name, value in settings.items(): monkeypatch.setenv(name, str(value))
     for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"): monkeypatch.delenv(name, raising=False)
     yield server
     server.shutdown()
@@ -50,9 +52,8 @@ def test_the_set_is_downloaded_once_without_an_account(kaggle, tmp_path):
     kaggle.archive = zipped(write_demo(tmp_path / "demo", patients=4, size=48))
     slices, again = open_data("kaggle", 32), open_data("kaggle", 32)
     assert set(slices.table["split"]) == {"train", "valid", "test"} and again.fingerprint() == slices.fingerprint()
-    downloads = [(body, account) for call, body, account in kaggle.asked if call == "DownloadDataset"]
-    assert len(downloads) == 1, "downloaded again"
-    assert "/".join((downloads[0][0]["ownerSlug"], downloads[0][0]["datasetSlug"])) == KAGGLE and downloads[0][1] is None
+    [(body, account)] = [(body, account) for call, body, account in kaggle.asked if call == "DownloadDataset"]
+    assert f"{body['ownerSlug']}/{body['datasetSlug']}" == KAGGLE and account is None
 
 
 def test_it_goes_into_the_folder_that_is_asked_for(kaggle, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tumorseg.core import InputError
-from tumorseg.data.patients import leaking_patients, split_in_words, split_state, with_patients
+from tumorseg.data.patients import leaking_patients, split_in_words, split_state
 from tumorseg.data.sources import open_data
 from tumorseg.data.splits import choose_split, load_folds, patient_folds, save_folds, split_by
 
@@ -20,12 +20,13 @@ def work(tmp_path_factory): return tmp_path_factory.mktemp("patients")
 
 
 @pytest.fixture(scope="module")
-def kaggle(work): return with_patients(open_data(SHARED / "data/kaggle", 64, cache=work / "cache"), SHARED / "data/cheng/patients.csv")
+def kaggle(work):
+    return open_data(SHARED / "data/kaggle", 64, patients=SHARED / "data/cheng/patients.csv", cache=work / "cache")
 
 
 def test_the_official_split_leaks(kaggle):
-    assert split_state(kaggle) == "leak" and "429 of 429 slices of valid and 210 of 215 slices of test" in split_in_words(kaggle)
-    assert len(leaking_patients(kaggle)) > 100
+    assert split_state(kaggle) == "leak" and len(leaking_patients(kaggle)) > 100
+    assert "429 of 429 slices of valid and 210 of 215 slices of test" in split_in_words(kaggle)
     with pytest.raises(InputError, match="--split patients"): choose_split(kaggle)
     assert choose_split(kaggle, "official") is kaggle
 

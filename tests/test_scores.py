@@ -1,6 +1,5 @@
 """Every score equals what somebody else computes on random masks, empty ones among them."""
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,13 +11,15 @@ from scipy.spatial.distance import directed_hausdorff
 from scipy.special import expit
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
+from tumorseg.core import save_table
 from tumorseg.data.slices import Slices
 from tumorseg.evaluation.evaluate import evaluate, score_slices, summarise
 from tumorseg.metrics.calibration import calibration_error, fit_temperature, logit_counts
 from tumorseg.metrics.intervals import bootstrap_interval
 from tumorseg.metrics.masks import count_masks, count_tumours, dice, iou, precision, recall, surface_scores
+from tumorseg.model.checkpoint import save_model
 from tumorseg.model.inference import ModelInfo
-from tumorseg.training.run import read_scores
+from tumorseg.training.run import Run
 
 RNG = np.random.default_rng(0)
 
@@ -32,13 +33,16 @@ def blobs(count, size, smooth, level):
 
 
 TRUTH = np.concatenate([blobs(30, 37, 3, 1.2), blobs(30, 37, 1, 2.2), np.zeros((2, 37, 37), bool)])
-SAID = np.concatenate([blobs(30, 37, 3, 1.0), blobs(30, 37, 2, 1.5), np.zeros((1, 37, 37), bool), np.ones((1, 37, 37), bool)])
+NOTHING_AND_ALL = np.zeros((1, 37, 37), bool), np.ones((1, 37, 37), bool)
+SAID = np.concatenate([blobs(30, 37, 3, 1.0), blobs(30, 37, 2, 1.5), *NOTHING_AND_ALL])
+THEIRS = {dice: f1_score, iou: jaccard_score, precision: precision_score, recall: recall_score}
 
 
-@pytest.mark.parametrize("ours, theirs", [(dice, f1_score), (iou, jaccard_score), (precision, precision_score), (recall, recall_score)])
-def test_overlap_is_scikit_learns(ours, theirs):
+@pytest.mark.parametrize("ours", THEIRS)
+def test_overlap_is_scikit_learns(ours):
     scores = ours(count_masks(SAID, TRUTH)).numpy()
-    for score, said, truth in zip(scores, SAID, TRUTH): assert score == pytest.approx(theirs(truth.ravel(), said.ravel(), zero_division=1), abs=1e-6)
+    for score, said, truth in zip(scores, SAID, TRUTH):
+        assert score == pytest.approx(THEIRS[ours](truth.ravel(), said.ravel(), zero_division=1), abs=1e-6)
 
 
 def test_overlap_is_that_of_segmentation_models_pytorch():
@@ -54,12 +58,13 @@ def test_outlines_are_measured_as_by_hand():
     hd95, nsd = surface_scores(SAID, TRUTH)
     for said, truth, distance, share in zip(SAID, TRUTH, hd95, nsd):
         if said.any() and truth.any():
-            # another way to the same: distance transforms over the whole square instead of trees of points in a cropped one
+            # another way to the same: distance transforms over the full square, not trees of points in a cropped one
             edges = [mask & ~ndimage.binary_erosion(mask) for mask in (said, truth)]
             there, back = (ndimage.distance_transform_edt(~edges[1 - i])[edges[i]] for i in (0, 1))
             assert distance == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), abs=1e-3)
-            assert share == pytest.approx(((there <= 2).sum() + (back <= 2).sum()) / (len(there) + len(back)), abs=1e-6)
-            assert distance <= max(directed_hausdorff(*map(np.argwhere, order))[0] for order in (edges, edges[::-1])) + 1e-3
+            assert share == pytest.approx((np.concatenate([there, back]) <= 2).mean(), abs=1e-6)
+            hausdorff = [directed_hausdorff(*map(np.argwhere, order))[0] for order in (edges, edges[::-1])]
+            assert distance <= max(hausdorff) + 1e-3
         elif said.any() or truth.any(): assert np.isnan(distance) and share == 0
         else: assert distance == 0 and share == 1
 
@@ -73,15 +78,17 @@ def islands(mask):
             row, column = edge.pop()
             part.add((row, column))
             near = {(row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
-            left -= near; edge |= near
+            left -= near
+            edge |= near
         yield part
 
 
 def test_tumours_are_counted_as_by_walking():
     for said, truth, counts in zip(SAID, TRUTH, count_tumours(SAID, TRUTH)):
-        pixels = [set(map(tuple, np.argwhere(mask))) for mask in (said, truth)]
-        tumours = list(islands(truth))
-        assert counts.tolist() == [len(tumours), sum(bool(part & pixels[0]) for part in tumours), sum(not part & pixels[1] for part in islands(said))]
+        said_pixels, true_pixels = (set(map(tuple, np.argwhere(mask))) for mask in (said, truth))
+        hit = [bool(part & said_pixels) for part in islands(truth)]
+        false = [not part & true_pixels for part in islands(said)]
+        assert counts.tolist() == [len(hit), sum(hit), sum(false)]
 
 
 def test_calibration_is_that_of_all_pixels_one_by_one():
@@ -102,7 +109,8 @@ def test_the_interval_is_as_wide_as_theory_says():
     scores = np.repeat(RNG.normal(.7, .1, 400), 3) + RNG.normal(0, .05, 1200)
     low, high = bootstrap_interval(scores, patient, draws=5000)
     error = scores.reshape(400, 3).mean(1).std(ddof=1) / 20
-    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=.05) and (high + low) / 2 == pytest.approx(scores.mean(), abs=error / 5)
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=.05)
+    assert (high + low) / 2 == pytest.approx(scores.mean(), abs=error / 5)
 
 
 def test_weights_give_the_interval_of_the_pooled_score():
@@ -118,25 +126,39 @@ def test_scores_do_not_depend_on_the_blocks_they_are_made_in():
     assert torch.equal(count_masks(*both), count_masks(SAID, TRUTH).repeat(3, 1))
 
 
-def slices_of(masks, split="test", patient=""):
-    table = pd.DataFrame(dict(name=[f"{i}.png" for i in range(len(masks))], split=split, patient=patient, category=1, label="contour", height=37, width=37))
-    return Slices(np.uint8(masks)[:, None] * np.uint8(90), np.uint8(masks), table)
+class BrightIsTumour(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.border = torch.nn.Parameter(torch.tensor(100.))
+
+    def forward(self, x): return x[:, :1] - self.border
 
 
-@pytest.mark.parametrize("masks, said", [(TRUTH[:1], SAID[:1]), (TRUTH[:1], ~SAID[:1]), (TRUTH[2:3], SAID[:1]), (TRUTH[:12] & False, SAID[:12] & False)],
-                         ids=["nothing", "false alarm", "miss", "no tumour at all"])
-def test_the_smallest_sets_give_a_summary_that_json_can_hold(tmp_path, masks, said):
-    segmenter = SimpleNamespace(slices=lambda images: said.astype(np.float32), info=ModelInfo(37, (0.,), (1.,)))
-    summary = evaluate(tmp_path, slices_of(masks), segmenter=segmenter)
+def slices_of(masks, said=None):
+    "Slices whose images are bright where `BrightIsTumour` is to say tumour."
+    table = pd.DataFrame(dict(name=[f"{i}.png" for i in range(len(masks))], split="test", patient="", category=1,
+                              label="contour", height=37, width=37))
+    return Slices(np.uint8(masks if said is None else said)[:, None] * np.uint8(200), np.uint8(masks), table)
+
+
+SMALLEST = {"nothing": (TRUTH[:1], SAID[:1]), "false alarm": (TRUTH[:1], ~SAID[:1]), "miss": (TRUTH[2:3], SAID[:1]),
+            "no tumour at all": (TRUTH[:12] & False, SAID[:12] & False)}
+
+
+@pytest.mark.parametrize("case", SMALLEST)
+def test_the_smallest_sets_give_a_summary_that_json_can_hold(tmp_path, case):
+    save_model(tmp_path / "model.safetensors", BrightIsTumour(), ModelInfo(37, (0.,), (1.,)))
+    summary = evaluate(tmp_path, slices_of(*SMALLEST[case]), network=BrightIsTumour())
     assert json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail) == summary
     assert summary["dice_ci_low"] <= summary["dice_mean"] <= summary["dice_ci_high"]
+    assert summary["dice_mean"] == (0 if case in ("false alarm", "miss") else 1)
     assert len(list((tmp_path / "plots").glob("*.png"))) == 2
 
 
 def test_names_and_patients_that_look_like_numbers_or_nothing_stay_text(tmp_path):
     slices = slices_of(TRUTH[:3])
     slices.table["name"], slices.table["patient"] = ["007", "NA", "nan"], ["01", "1", "None"]
-    score_slices(SAID[:3].astype(np.float32), slices, .5).round(6).to_csv(tmp_path / "slices.csv", index=False)
-    scores = read_scores(tmp_path)
+    save_table(tmp_path / "slices.csv", score_slices(SAID[:3].astype(np.float32), slices, .5))
+    scores = Run(tmp_path).scores
     assert scores["name"].tolist() == ["007", "NA", "nan"] and scores["patient"].tolist() == ["01", "1", "None"]
     assert summarise(scores)["n_patients"] == 3

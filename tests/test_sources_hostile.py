@@ -54,15 +54,17 @@ def test_all_problems_together(folder, tmp_path):
     write(folder / "5.mat", PID=None)
     (folder / "6.mat").write_bytes((folder / "1.mat").read_bytes()[:1500])
     (folder / "7.mat").write_bytes(b"")
-    said = problems(folder, tmp_path)
-    assert [sentence.split(": ")[0][-5:] for sentence in said] == ["2.mat", "3.mat", "4.mat", "5.mat", "6.mat", "7.mat"]
+    told = problems(folder, tmp_path)
+    assert [sentence.split(": ")[0][-5:] for sentence in told] == ["2.mat", "3.mat", "4.mat", "5.mat", "6.mat", "7.mat"]
     expected = ["not a MATLAB v7.3", "-v7.3", "63", "lacks the field PID", "cut off", "cut off"]
-    for sentence, words in zip(said, expected, strict=True): assert words in sentence
+    for sentence, words in zip(told, expected, strict=True): assert words in sentence
 
 
 @pytest.mark.parametrize("field, value, words", [
-    ("tumorMask", np.full((64, 64), 2, np.uint8), "other than 0 and 1"), ("tumorMask", np.zeros((64, 64), np.uint8), "mask of 0 pixels"),
-    ("image", np.zeros((64, 64, 3), np.int16), "mask of shape|two dimensions"), ("image", np.full((64, 64), np.nan), "finite"),
+    ("tumorMask", np.full((64, 64), 2, np.uint8), "other than 0 and 1"),
+    ("tumorMask", np.zeros((64, 64), np.uint8), "mask of 0 pixels"),
+    ("image", np.zeros((64, 64, 3), np.int16), "mask of shape|two dimensions"),
+    ("image", np.full((64, 64), np.nan), "finite"),
     ("image", np.zeros((0, 64), np.int16), "two dimensions|shape"), ("label", np.array([[0.5]]), "label"),
     ("label", np.array([[np.nan]]), "label"),
     ("label", np.array([[np.inf]]), "label"),
@@ -74,8 +76,8 @@ def test_all_problems_together(folder, tmp_path):
 ])
 def test_a_field_that_is_wrong(folder, tmp_path, field, value, words):
     write(folder / "1.mat", **{field: value})
-    [said] = problems(folder, tmp_path)
-    assert said.startswith(str(folder / "1.mat")) and any(word in said for word in words.split("|")), said
+    [told] = problems(folder, tmp_path)
+    assert told.startswith(str(folder / "1.mat")) and any(word in told for word in words.split("|")), told
 
 
 def test_absurd_dimensions_cost_nothing(folder, tmp_path):
@@ -83,7 +85,8 @@ def test_absurd_dimensions_cost_nothing(folder, tmp_path):
     for number, (shape, chunks) in enumerate(absurd, 2):
         write(folder / f"{number}.mat", image=None)
         with h5py.File(folder / f"{number}.mat", "a") as file:
-            file["cjdata"].create_dataset("image", shape, "u1", maxshape=(None,) * len(shape), chunks=chunks, compression="gzip")
+            maxshape = (None,) * len(shape)
+            file["cjdata"].create_dataset("image", shape, "u1", maxshape=maxshape, chunks=chunks, compression="gzip")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert ["too many values" in sentence for sentence in problems(folder, tmp_path)] == [True] * 3
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000 # kB
@@ -105,8 +108,8 @@ def test_nothing_is_read_from_other_files(folder, tmp_path):
         file["other"] = slice_fields()["image"]
         file["cjdata/image"] = np.array([[file["other"].ref]], h5py.ref_dtype)
     with h5py.File(folder / "6.mat", "w") as file: file["cjdata"] = h5py.ExternalLink("1.mat", "cjdata")
-    said = problems(folder, tmp_path)
-    assert len(said) == 5 and all("no numbers of its own" in sentence for sentence in said[:4]) and "cjdata" in said[4]
+    told = problems(folder, tmp_path)
+    assert len(told) == 5 and all("no numbers of its own" in sentence for sentence in told[:4]) and "cjdata" in told[4]
 
 
 def test_folds(folder, tmp_path):
@@ -122,7 +125,7 @@ def test_folds(folder, tmp_path):
 
 def test_the_archives_folders_and_a_number_twice(folder, tmp_path):
     for name in ("a", "b"): (tmp_path / "set" / name).mkdir(parents=True)
-    shutil.copy(folder / "1.mat", tmp_path / "set/a/1.mat"); shutil.copy(folder / "1.mat", tmp_path / "set/b/2.mat")
+    for name in ("a/1.mat", "b/2.mat"): shutil.copy(folder / "1.mat", tmp_path / "set" / name)
     assert open_data(tmp_path / "set", 32, cache=tmp_path / "a").table["name"].tolist() == ["a/1.mat", "b/2.mat"]
     (tmp_path / "set/b/2.mat").rename(tmp_path / "set/b/1.mat")
     assert "twice" in problems(tmp_path / "set", tmp_path)[0]
@@ -131,33 +134,38 @@ def test_the_archives_folders_and_a_number_twice(folder, tmp_path):
 def test_masks_and_pictures(tmp_path):
     base = tmp_path / "pairs"
     for name in ("train/images", "train/masks", "test/images", "test/masks"): (base / name).mkdir(parents=True)
-    mask = np.zeros((40, 40), np.uint8); mask[10:20, 10:30] = 1; mask[20, 12] = 1
-    def put(name, mask, split="train"):
-        Image.fromarray(np.full((40, 40), 90, np.uint8)).save(base / split / f"images/{name}.jpg")
-        Image.fromarray(mask).save(base / split / f"masks/{name}.png")
-    put("ones", mask); put("rgb", np.stack([mask * 255] * 3, 2)); put("bits", mask.astype(bool)); put("whole", mask * 0 + 1, "test")
+    mask = np.zeros((40, 40), np.uint8)
+    mask[10:20, 10:30] = mask[20, 12] = 1
+    def put(split="train", **masks):
+        for name, mask in masks.items():
+            Image.fromarray(np.full((40, 40), 90, np.uint8)).save(base / split / f"images/{name}.jpg")
+            Image.fromarray(mask).save(base / split / f"masks/{name}.png")
+    put(ones=mask, rgb=np.stack([mask * 255] * 3, 2), bits=mask.astype(bool))
+    put("test", whole=mask * 0 + 1)
     slices = open_data(base, 40, cache=tmp_path / "good")
-    assert slices.table["split"].tolist() == ["train"] * 3 + ["test"] and (slices.masks[:3] == mask).all() and slices.images.shape[1] == 1
+    assert (slices.masks[:3] == mask).all() and slices.images.shape[1] == 1
+    assert slices.table["split"].tolist() == ["train"] * 3 + ["test"]
     assert slices.table["label"].tolist() == ["contour"] * 3 + ["box"]
-    put("classes", mask * (1 + np.arange(40, dtype=np.uint8) % 3)); put("half", mask * 128)
-    put("red", np.stack([mask * 255, mask, mask], 2))
-    put("small", mask[:20]); put("huge", mask)
+    put(classes=mask * (1 + np.arange(40, dtype=np.uint8) % 3), half=mask * 128, small=mask[:20], huge=mask,
+        red=np.stack([mask * 255, mask, mask], 2))
     Image.new("1", (9_000, 9_000)).save(base / "train/masks/huge.png")
     (base / "test/masks/lonely.png").write_bytes((base / "train/masks/ones.png").read_bytes())
-    said = "\n".join(problems(base, tmp_path))
-    for words in ("classes.png: a mask with the values 0, 1, 2, 3", "half.png: a mask with the values 0, 128", "red.png: a mask in colours",
-                  "small.png: is 40 x 20", "huge.png: 9000 x 9000", "lonely.png: has no picture"): assert words in said
-    assert said.count("\n") == 5
+    told = "\n".join(problems(base, tmp_path))
+    for words in ("classes.png: a mask with the values 0, 1, 2, 3", "half.png: a mask with the values 0, 128",
+                  "red.png: a mask in colours", "small.png: is 40 x 20", "huge.png: 9000 x 9000",
+                  "lonely.png: has no picture"):
+        assert words in told
+    assert told.count("\n") == 5
 
 
 def test_two_layouts_and_none(folder, tmp_path):
     (folder / "train").mkdir()
     (folder / "train" / COCO_NAME).write_text("{}")
-    [said] = problems(folder, tmp_path)
-    assert "2 layouts" in said and "COCO" in said and "figshare" in said
+    [told] = problems(folder, tmp_path)
+    assert "2 layouts" in told and "COCO" in told and "figshare" in told
     (tmp_path / "empty").mkdir()
-    [said] = problems(tmp_path / "empty", tmp_path)
-    for words in (COCO_NAME, "1.mat", "TCGA_", "masks/"): assert words in said
+    [told] = problems(tmp_path / "empty", tmp_path)
+    for words in (COCO_NAME, "1.mat", "TCGA_", "masks/"): assert words in told
     assert "not a folder" in problems(tmp_path / "gone", tmp_path)[0]
 
 
@@ -169,4 +177,4 @@ def test_lgg_from_the_archive_is_read_once(tmp_path):
             Image.fromarray(np.full((20, 20, 3), (1, 90, 200), np.uint8)).save(patient / f"{patient.name}_{number}.tif")
             Image.fromarray(np.zeros((20, 20), np.uint8)).save(patient / f"{patient.name}_{number}_mask.tif")
     slices = open_data(tmp_path / "lgg", 20, cache=tmp_path / "cache")
-    assert len(slices) == 2 and slices.images[0, :, 5, 5].tolist() == [1, 90, 200] and slices.table["label"].tolist() == ["", ""]
+    assert slices.images[0, :, 5, 5].tolist() == [1, 90, 200] and slices.table["label"].tolist() == ["", ""]

@@ -1,10 +1,11 @@
-"""What a training survives: kills at random moments, Ctrl-C, a full disk, several processes, a set larger than memory."""
+"""What a training survives: kills at random moments, Ctrl-C, a full disk, several processes, more data than memory."""
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,20 +19,20 @@ from tumorseg.demo.tumours import write_demo
 from tumorseg.model.checkpoint import load_model
 from tumorseg.model.inference import best_device
 from tumorseg.training.config import Config
-from tumorseg.training.train import resume, train
+from tumorseg.training.train import train
 
 CONFIG = Config(epochs=6, width=4, depth=2, batch=4)
 QUIET = dict(on_epoch=lambda *_: None)
 CHILD = """
-import sys, time
-from pathlib import Path
-from tumorseg.training.config import Config
+import sys
 from tumorseg.data.sources import open_data
-from tumorseg.training.train import resume, train
-slices, run = open_data(sys.argv[1], 48), Path(sys.argv[2])
+from tumorseg.training.config import Config
+from tumorseg.training.train import train
+slices = open_data(sys.argv[1], 48)
 print("ready", flush=True)
-(resume(slices, run) if (run / "config.json").exists() else train(slices, run, {config!r}))
+train(slices, sys.argv[2], {config!r}) # begins, or goes on
 """
+MINUTES = "takes minutes: TWENTY_KILLS=1 pytest tests/test_survival.py -k twenty"
 on_cpu = pytest.mark.skipif(best_device().type != "cpu", reason="bit-identical on the CPU")
 
 
@@ -64,7 +65,8 @@ def kill_and_resume(data, whole, folder, kills):
     "Kill a training `kills` times at random moments, each run until it is finished; the number of kills that hit."
     chance, hits, number = random.Random(0), 0, 0
     begun = time.monotonic()
-    process = start(data, folder / "timed"); process.wait()
+    process = start(data, folder / "timed")
+    process.wait()
     lasts = time.monotonic() - begun # of the whole child; the training itself is shorter
     assert same(folder / "timed", whole)
     while hits < kills:
@@ -74,7 +76,8 @@ def kill_and_resume(data, whole, folder, kills):
             process = start(data, run)
             time.sleep(chance.uniform(0, lasts * .4))
             if process.poll() is not None: break
-            os.kill(process.pid, signal.SIGKILL); process.wait()
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
             hits += 1
         process = start(data, run)
         assert process.wait() == 0 and same(run, whole), f"after {hits} kills"
@@ -88,7 +91,7 @@ def test_killed_trainings_end_in_the_same_bits(data, whole, tmp_path):
 
 
 @on_cpu
-@pytest.mark.skipif("TWENTY_KILLS" not in os.environ, reason="takes minutes: TWENTY_KILLS=1 pytest tests/test_survival.py -k twenty")
+@pytest.mark.skipif("TWENTY_KILLS" not in os.environ, reason=MINUTES)
 def test_twenty_kills_end_in_the_same_bits(data, whole, tmp_path):
     assert kill_and_resume(data, whole, tmp_path, kills=20) >= 20
 
@@ -106,7 +109,7 @@ def test_a_kill_while_a_checkpoint_is_written(data, whole, tmp_path, monkeypatch
     monkeypatch.setattr(ground.os, "replace", replace)
     with pytest.raises(Killed): train(slices, tmp_path / "run", CONFIG, **QUIET)
     monkeypatch.undo()
-    resume(slices, tmp_path / "run", **QUIET)
+    train(slices, tmp_path / "run", **QUIET)
     assert same(tmp_path / "run", whole)
 
 
@@ -117,7 +120,7 @@ def test_ctrl_c_keeps_the_step_and_says_how_to_go_on(data, whole, tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode != 0 and "--resume" in said and "everything is kept" in said
-    resume(open_data(data, 48), tmp_path / "run", **QUIET)
+    train(open_data(data, 48), tmp_path / "run", **QUIET)
     assert same(tmp_path / "run", whole)
 
 
@@ -126,19 +129,21 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(data, whole, tmp_path, monke
     slices, real, run = open_data(data, 48), training.save_training, tmp_path / "run"
     def full(path, *rest):
         if len(pd.read_csv(run / "history.csv") if (run / "history.csv").exists() else []) >= 2:
-            raise InputError(f"{path}: cannot be written (No space left on device). Free some space or choose another folder.")
+            raise InputError(f"{path}: cannot be written (No space left on device). Free some space.")
         real(path, *rest)
     monkeypatch.setattr(training, "save_training", full)
     with pytest.raises(InputError, match="No space left"): train(slices, run, CONFIG, **QUIET)
     monkeypatch.undo()
-    resume(slices, run, **QUIET)
+    train(slices, run, **QUIET)
     assert best_device().type != "cpu" or same(run, whole)
 
 
-def test_another_network_or_data_set_is_refused_and_nothing_is_lost(data, whole):
+def test_other_settings_networks_or_data_are_refused_and_nothing_is_lost(data, whole):
     slices, before = open_data(data, 48), (whole / "last" / "training.safetensors").read_bytes()
-    with pytest.raises(InputError, match="another network"): resume(slices, whole, torch.nn.Conv2d(1, 1, 1), **QUIET)
-    with pytest.raises(InputError, match="other data"): resume(open_data(data, 32), whole, **QUIET)
+    other = torch.nn.Conv2d(1, 1, 1)
+    with pytest.raises(InputError, match="another network"): train(slices, whole, network=other, **QUIET)
+    with pytest.raises(InputError, match="other data"): train(open_data(data, 32), whole, **QUIET)
+    with pytest.raises(InputError, match="other settings .lr"): train(slices, whole, replace(CONFIG, lr=.1), **QUIET)
     assert (whole / "last" / "training.safetensors").read_bytes() == before
 
 
@@ -151,8 +156,10 @@ def test_early_stopping_waits_for_patience(data, tmp_path):
 def test_a_tracker_gets_every_epoch(data, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    run = train(open_data(data, 48), tmp_path / "run", Config(epochs=2, width=4, depth=1, batch=4), tracker="tensorboard", **QUIET)
-    events = EventAccumulator(str(next(run.rglob("events.out*")).parent)); events.Reload()
+    config = Config(epochs=2, width=4, depth=1, batch=4)
+    run = train(open_data(data, 48), tmp_path / "run", config, tracker="tensorboard", **QUIET)
+    events = EventAccumulator(str(next(run.path.rglob("events.out*")).parent))
+    events.Reload()
     logged = [event.value for event in events.Scalars("valid_dice")]
     assert np.allclose(logged, pd.read_csv(run / "history.csv")["valid_dice"], atol=1e-5)
 
@@ -165,7 +172,8 @@ from tumorseg.data.sources import open_data
 training.best_precision = lambda device: "no"
 import tumorseg.model.inference as inference
 inference.best_precision = training.best_precision
-training.train(open_data(sys.argv[1], 48), sys.argv[2], Config(epochs=2, width=4, depth=2, batch=6, parts=int(sys.argv[3])), on_epoch=lambda *_: None)
+config = Config(epochs=2, width=4, depth=2, batch=6, parts=int(sys.argv[3]))
+training.train(open_data(sys.argv[1], 48), sys.argv[2], config, on_epoch=lambda *_: None)
 from accelerate import PartialState
 assert PartialState().num_processes == int(sys.argv[4]), "not the number of processes that was asked for"
 """
@@ -174,15 +182,18 @@ assert PartialState().num_processes == int(sys.argv[4]), "not the number of proc
 @on_cpu
 def test_two_processes_train_as_one(data, tmp_path):
     (tmp_path / "two.py").write_text(TWO)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"] # as accelerate launch
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     for name, processes, parts in (("one", 1, 1), ("two", 2, 1)):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), # what accelerate launch runs
-                   str(tmp_path / "two.py"), str(data), str(tmp_path / name), str(parts), str(processes)]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})
+        words = [processes, tmp_path / "two.py", data, tmp_path / name, parts, processes]
+        done = subprocess.run([*launch, *map(str, words)], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (pd.read_csv(tmp_path / name / "history.csv") for name in ("one", "two"))
+    numbers = ["train_loss", "valid_loss", "valid_dice"]
+    assert np.allclose(one[numbers], two[numbers], atol=2e-3)
     weights = [load_model(tmp_path / name / "model.safetensors")[0].state_dict() for name in ("one", "two")]
-    assert np.allclose(one[["train_loss", "valid_loss", "valid_dice"]], two[["train_loss", "valid_loss", "valid_dice"]], atol=2e-3)
-    assert all(torch.allclose(a.float(), b.float(), atol=2e-3) for a, b in zip(weights[0].values(), weights[1].values()))
+    pairs = zip(weights[0].values(), weights[1].values())
+    assert all(torch.allclose(a.float(), b.float(), atol=2e-3) for a, b in pairs)
 
 
 def simulated(folder, count):
@@ -193,8 +204,9 @@ def simulated(folder, count):
         array[::1000] = 1
         del array
     split = np.where(np.arange(count) % 10 == 9, "valid", "train")
-    pd.DataFrame(dict(name=[f"{i}.png" for i in range(count)], split=split, patient="", category=1, label="contour", height=64, width=64),
-                 columns=list(TABLE)).to_csv(folder / "table.csv", index=False)
+    columns = dict(name=[f"{i}.png" for i in range(count)], split=split, patient="", category=1, label="contour",
+                   height=64, width=64)
+    pd.DataFrame(columns, columns=list(TABLE)).to_csv(folder / "table.csv", index=False)
     return load_slices(folder)
 
 
@@ -221,7 +233,8 @@ print(seen[1], max(seen[1:]))
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="resident memory is read from Linux's /proc")
 def test_a_set_of_200_000_slices_streams(tmp_path):
     simulated(tmp_path / "set", 200_000) # 1.6 GB of pixels
-    done = subprocess.run([sys.executable, "-c", RESIDENT, str(tmp_path / "set"), str(tmp_path / "run")], capture_output=True, text=True)
+    command = [sys.executable, "-c", RESIDENT, str(tmp_path / "set"), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     first, most = map(float, done.stdout.split())
     print(f"resident after 50 steps {first:.0f} MiB, at most {most:.0f} MiB in 1500 steps over 96,000 slices")

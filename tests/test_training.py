@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from tumorseg.demo.tumours import write_demo
 from tumorseg.model.checkpoint import load_model
 from tumorseg.model.inference import best_device, best_precision
 from tumorseg.training.config import Config
-from tumorseg.training.train import resume, train
+from tumorseg.training.train import train
 
 CONFIG = Config(epochs=6, width=4, depth=2, batch=4)
 
@@ -35,15 +36,16 @@ def weights(run):
 def test_a_killed_training_goes_on_to_the_same_bits(data, tmp_path):
     slices = open_data(data, 48)
     train(slices, tmp_path / "whole", CONFIG)
-    code = ("import sys; from tumorseg.training.config import Config; from tumorseg.data.sources import open_data; from tumorseg.training.train import train\n"
+    code = ("import sys; from tumorseg import Config, open_data, train\n"
             f"train(open_data(sys.argv[1], 48), sys.argv[2], {CONFIG!r})")
-    process = subprocess.Popen([sys.executable, "-c", code, str(data), str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-c", code, str(data), str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     history = tmp_path / "killed" / "history.csv"
     while process.poll() is None and not (history.exists() and len(pd.read_csv(history)) >= 2): time.sleep(.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert 2 <= len(pd.read_csv(history)) < 6, "it was to be killed in the middle"
-    resume(slices, tmp_path / "killed")
+    train(slices, tmp_path / "killed")
     ours, theirs = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all((ours[name] == theirs[name]).all() for name in ours)
     columns = ["epoch", "train_loss", "valid_loss", "valid_dice", "lr"]
@@ -51,9 +53,9 @@ def test_a_killed_training_goes_on_to_the_same_bits(data, tmp_path):
 
 
 def test_a_seed_gives_one_training_and_another_seed_another(data, tmp_path):
-    slices, config = open_data(data, 48), Config(epochs=1, width=4, depth=2, batch=4)
+    slices, short = open_data(data, 48), replace(CONFIG, epochs=1)
     torch.manual_seed(99)  # what the user's own code did before must not matter
-    runs = [train(slices, tmp_path / str(i), Config(**{**config.__dict__, "seed": seed})) for i, seed in enumerate((0, 0, 1))]
+    runs = [train(slices, tmp_path / str(number), replace(short, seed=seed)) for number, seed in enumerate((0, 0, 1))]
     first, again, other = map(weights, runs)
     assert all((first[name] == again[name]).all() for name in first)
     assert not all((first[name] == other[name]).all() for name in first)
@@ -65,7 +67,7 @@ def test_mixed_precision_trains_as_float32_does(data, tmp_path, monkeypatch):
     losses = {}
     for name in (best_precision(best_device()), "no"):
         monkeypatch.setattr("tumorseg.training.train.best_precision", lambda device, name=name: name)
-        losses[name] = pd.read_csv(train(slices, tmp_path / name, config) / "history.csv")["train_loss"].to_numpy()
+        losses[name] = train(slices, tmp_path / name, config).history["train_loss"].to_numpy()
     half, single = losses.values()
     assert np.isfinite(half).all() and np.abs(half - single).max() < .1, (half, single)
     assert not np.array_equal(half, single), "both ran in the same precision"
@@ -86,7 +88,10 @@ def test_a_missing_split_is_said_before_anything_is_written(data, tmp_path):
 
 def test_three_channels_train(tmp_path):
     rng = np.random.default_rng(0)
-    table = pd.DataFrame({"name": [f"{i}" for i in range(8)], "split": ["train"] * 6 + ["valid"] * 2, "patient": "", "category": 1, "label": "contour", "height": 32, "width": 32})
-    slices = Slices(rng.integers(0, 255, (8, 3, 32, 32)).astype(np.uint8), rng.integers(0, 2, (8, 32, 32)).astype(np.uint8), table)
+    names, split = [f"{number}" for number in range(8)], ["train"] * 6 + ["valid"] * 2
+    table = pd.DataFrame(dict(name=names, split=split, patient="", category=1, label="contour", height=32, width=32))
+    images = rng.integers(0, 255, (8, 3, 32, 32)).astype(np.uint8)
+    masks = rng.integers(0, 2, (8, 32, 32)).astype(np.uint8)
+    slices = Slices(images, masks, table)
     run = train(slices, tmp_path / "rgb", Config(epochs=1, width=4, depth=2, batch=2))
     assert load_model(run / "model.safetensors")[0].settings["channels"] == 3

@@ -1,4 +1,4 @@
-"""Searches: killed and gone on with, shared by two processes, with failing trials, a budget that ends; and the test split unread."""
+"""Searches: killed and resumed, shared by two processes, failing trials, a budget that ends; the test split unread."""
 import json
 import os
 import signal
@@ -23,7 +23,8 @@ SMALL = Config(epochs=4, width=4, depth=2, batch=4, ema=.5)
 SPACE = {"lr": (1e-3, 3e-2, "log"), "rotation_p": (0., 1.)}
 KEYS = ["stage", "trial"]
 
-# A process that searches, and writes down each training that it begins. Where HANG names a trial, it waits for ever after that trial's first epoch.
+# A process that searches, and writes down each training that it begins.
+# Where HANG names a trial, it waits for ever after that trial's first epoch.
 CHILD = """
 import os, sys, time
 from pathlib import Path
@@ -34,20 +35,23 @@ data, out, storage, log, trials, kind = sys.argv[1:]
 sys.path.insert(0, TESTS)
 if kind == "stub":
     from test_tune import stub
-    tumorseg.tuning.tune.train, tumorseg.tuning.tune.resume = stub()
-def noted(kind, own):
-    def call(slices, run, *args, on_epoch, should_stop):
-        with open(log, "a") as file: file.write(f"{os.getpid()} {kind} {run.name}\\n")
-        def slow(*now):
-            on_epoch(*now)
-            if os.environ.get("HANG") == run.name: Path(log + ".hangs").touch(); time.sleep(600)
-            time.sleep(.1)
-        return own(slices, run, *args, on_epoch=slow, should_stop=should_stop)
-    return call
-tumorseg.tuning.tune.train, tumorseg.tuning.tune.resume = noted("train", tumorseg.tuning.tune.train), noted("resume", tumorseg.tuning.tune.resume)
+    tumorseg.tuning.tune.train = stub()
+own = tumorseg.tuning.tune.train
+def noted(slices, run, *args, on_epoch, should_stop):
+    kind = "resume" if (run / "config.json").exists() else "train"
+    with open(log, "a") as file: file.write(f"{os.getpid()} {kind} {run.name}\\n")
+    def slow(*now):
+        on_epoch(*now)
+        if os.environ.get("HANG") == run.name:
+            Path(log + ".hangs").touch()
+            time.sleep(600)
+        time.sleep(.1)
+    return own(slices, run, *args, on_epoch=slow, should_stop=should_stop)
+tumorseg.tuning.tune.train = noted
 Path(f"{log}.ready.{os.getpid()}").touch()
 while not Path(log + ".go").exists(): time.sleep(.01)
-tumorseg.tuning.tune.tune(lambda size: open_data(data, size), out, int(trials), storage=storage or None, space=SPACE, start=SMALL, size=32)
+tumorseg.tuning.tune.tune(lambda size: open_data(data, size), out, int(trials), storage=storage or None,
+                          space=SPACE, start=SMALL, size=32)
 """.replace("SPACE", repr(SPACE)).replace("SMALL", repr(SMALL)).replace("TESTS", repr(str(Path(__file__).parent)))
 
 
@@ -58,13 +62,15 @@ def data(tmp_path_factory):
 
 def search(data, out, log, trials, storage="", kind="real", **environment):
     command = [sys.executable, "-c", CHILD, data, out, storage, log, trials, kind]
-    return subprocess.Popen(list(map(str, command)), env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(condition, *processes):
     end = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < end and all(process.poll() is None for process in processes), [process.stderr.read() for process in processes]
+        assert time.monotonic() < end, "it takes too long"
+        for process in processes: assert process.poll() is None, process.stderr.read()
         time.sleep(.01)
 
 
@@ -74,7 +80,7 @@ def finish(process):
 
 
 def begun(log):
-    return pd.DataFrame([line.split() for line in Path(log).read_text().splitlines()], columns=["process", "kind", "run"])
+    return pd.read_csv(log, sep=" ", names=["process", "kind", "run"])
 
 
 def test_a_killed_search_loses_nothing_and_repeats_nothing(data, tmp_path):
@@ -96,26 +102,29 @@ def test_a_killed_search_loses_nothing_and_repeats_nothing(data, tmp_path):
     dead, again = after[after["state"] == "killed"].iloc[0], after[after["before"].notna()].iloc[0]
     assert dead["trial"] == again["before"] == 2 and dead["lr"] == again["lr"] and again["epochs"] == 3
     calls = begun(log)  # the dead trial's epoch was not trained again, and no other run was begun twice
-    assert calls["run"].is_unique and calls[calls["kind"] == "resume"]["run"].tolist() == [f"cheap-{again['trial']:04d}"]
+    resumed = calls[calls["kind"] == "resume"]["run"].tolist()
+    assert calls["run"].is_unique and resumed == [f"cheap-{again['trial']:04d}"]
     finished = after[after["state"].isin(("complete", "pruned"))]
     assert finished.groupby("stage")["lr"].apply(lambda rates: rates.is_unique).all()
     assert after.query("start")["stage"].tolist() == ["cheap", "full"] and (after.query("start")["trial"] == 0).all()
 
 
-@pytest.mark.parametrize("storage", ["", "shared.journal"])
+@pytest.mark.parametrize("storage", ["", "shared.db"])
 def test_two_processes_share_a_search(data, tmp_path, storage):
-    log, storage = f"{tmp_path}/log", storage and f"{tmp_path}/{storage}"
+    log, storage = f"{tmp_path}/log", storage and f"sqlite:///{tmp_path}/{storage}"
     outs = [tmp_path / "one", tmp_path / ("two" if storage else "one")]
     both = [search(data, out, log, 12, storage, kind="stub") for out in outs]
     wait_for(lambda: len(list(tmp_path.glob("log.ready.*"))) == 2, *both)
     Path(log + ".go").touch()
     for process in both: finish(process)
     calls, tables = begun(log), [pd.read_csv(out / "trials.csv") for out in outs]
-    table = max(tables, key=lambda table: table["state"].isin(("complete", "pruned")).sum())  # who ended last has seen all
+    # who ended last has seen all
+    table = max(tables, key=lambda table: table["state"].isin(("complete", "pruned")).sum())
     assert calls["run"].is_unique and calls["process"].nunique() == 2, calls
     assert len(table) == len(calls) and table["state"].isin(("complete", "pruned")).all()
     assert set(calls["run"]) == {path.name for out in outs for path in (out / "trials").iterdir()}
-    assert table.groupby("stage")["lr"].apply(lambda rates: rates.is_unique).all() and not table.query("stage == 'full'")["of"].duplicated().any()
+    assert table.groupby("stage")["lr"].apply(lambda rates: rates.is_unique).all()
+    assert not table.query("stage == 'full'")["of"].duplicated().any()
     assert 11 <= len(table) <= 13  # two who take the last trial at once may overshoot by one, or find no candidate yet
 
 
@@ -135,7 +144,10 @@ def test_the_test_split_is_never_read(data, tmp_path, monkeypatch):
         watched.extend((Watched(slices.images), Watched(slices.masks)))
         return Slices(*watched[-2:], slices.table)
     own = tumorseg.tuning.tune.train
-    monkeypatch.setattr(tumorseg.tuning.tune, "train", lambda slices, *args, **calls: (seen.update(slices.table["name"]), own(slices, *args, **calls))[1])
+    def noted(slices, *args, **calls):
+        seen.update(slices.table["name"])
+        return own(slices, *args, **calls)
+    monkeypatch.setattr(tumorseg.tuning.tune, "train", noted)
     best = tune(open_at, tmp_path / "search", 4, space={**SPACE, "size": [32, 48]}, start=SMALL, size=32)
     table = open_data(data, 32).table
     test = set(np.flatnonzero(table["split"] == "test"))
@@ -147,37 +159,32 @@ def test_the_test_split_is_never_read(data, tmp_path, monkeypatch):
 
 def stub(score=lambda config: 1 - abs(np.log10(config.lr / 4e-3)), epoch=lambda: None):
     "A training that takes no time and whose Dice is known; `epoch` is called in each."
-    def go_on(slices, run, config=None, on_epoch=None, should_stop=None):
-        config = config or load_config(run / "config.json")[0]
+    def train(slices, run, config, on_epoch, should_stop):
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.json").write_text(json.dumps(dict(config=config.__dict__)))
         history = pd.read_csv(run / "history.csv").to_dict("records") if (run / "history.csv").exists() else []
         while len(history) < config.epochs and not should_stop():
             epoch()
-            history.append(dict(epoch=len(history) + 1, train_loss=1., valid_dice=score(config) * (len(history) + 1) / config.epochs))
+            done = len(history) + 1
+            history.append(dict(epoch=done, train_loss=1., valid_dice=score(config) * done / config.epochs))
             pd.DataFrame(history).to_csv(run / "history.csv", index=False)
             on_epoch(history, None, None)
-        return run
-    def train(slices, run, config, **calls):
-        run.mkdir(parents=True)
-        (run / "config.json").write_text(json.dumps(dict(config=config.__dict__)))
-        return go_on(slices, run, config, **calls)
-    return train, go_on
+    return train
 
 
 @pytest.fixture()
 def fake(monkeypatch):
-    def use(train, resume):
-        monkeypatch.setattr(tumorseg.tuning.tune, "train", train)
-        monkeypatch.setattr(tumorseg.tuning.tune, "resume", resume)
-    return use
+    return lambda train: monkeypatch.setattr(tumorseg.tuning.tune, "train", train)
 
 
 def test_a_search_beats_a_bad_start_and_says_so_where_it_does_not(data, tmp_path, fake):
-    fake(*stub())
+    fake(stub())
     open_at = lambda size: open_data(data, size)
     found = tune(open_at, tmp_path / "bad", 14, space=SPACE, start=Config(lr=.02), size=32)
     assert found["better"] and abs(np.log10(found["config"]["lr"] / 4e-3)) < .3
     none = tune(open_at, tmp_path / "good", 6, space=SPACE, start=Config(lr=4e-3), size=32)
-    assert not none["better"] and none["trial"] == 0 and load_config(tmp_path / "good/best.json") == (Config(lr=4e-3), 32)
+    assert not none["better"] and none["trial"] == 0
+    assert load_config(tmp_path / "good/best.json") == (Config(lr=4e-3), 32)
     again = tune(open_at, tmp_path / "again", 14, space=SPACE, start=Config(lr=.02), size=32)
     assert again == found  # the seed makes the search
     tune(open_at, tmp_path / "other", 4, space=SPACE, start=Config(lr=.02), size=32, seed=1)
@@ -186,7 +193,7 @@ def test_a_search_beats_a_bad_start_and_says_so_where_it_does_not(data, tmp_path
 
 
 def test_a_start_outside_the_space_is_still_trial_0(data, tmp_path, fake):
-    fake(*stub())
+    fake(stub())
     tune(lambda size: open_data(data, size), tmp_path / "search", 6, space=SPACE, start=Config(lr=.5), size=32)
     table = pd.read_csv(tmp_path / "search/trials.csv")
     assert (table.query("start")["lr"] == .5).all() and table.query("start")["trial"].tolist() == [0, 0]
@@ -194,38 +201,40 @@ def test_a_start_outside_the_space_is_still_trial_0(data, tmp_path, fake):
 
 
 def test_a_failing_trial_is_recorded_and_five_in_a_row_end_the_search(data, tmp_path, fake):
-    train, resume = stub()
+    train = stub()
     def breaks(slices, run, config, **calls):
         if run.name in ("cheap-0001", "cheap-0003", "full-0001"): raise RuntimeError("CUDA out of memory")
         return train(slices, run, config, **calls)
-    fake(breaks, resume)
+    fake(breaks)
     open_at = lambda size: open_data(data, size)
     found = tune(open_at, tmp_path / "some", 12, space=SPACE, start=Config(), size=32)
     table = pd.read_csv(tmp_path / "some/trials.csv")
-    assert table["state"].tolist().count("failed") == 3 and len(table) == 12 and table["error"].str.contains("out of memory").sum() == 3
+    assert table["state"].tolist().count("failed") == 3 and len(table) == 12
+    assert table["error"].str.contains("out of memory").sum() == 3
     assert found["trial"] in (0, 2)
     def never(*_, **__): raise RuntimeError("no such device")
-    fake(never, resume)
+    fake(never)
     with pytest.raises(InputError, match="last 5 trials failed.*no such device"):
         tune(open_at, tmp_path / "all", 12, space=SPACE, start=Config(), size=32)
     assert len(pd.read_csv(tmp_path / "all/trials.csv")) >= 4
 
 
 def test_a_trial_that_runs_when_the_time_is_over_is_stopped_and_gone_on_with(data, tmp_path, fake):
-    fake(*stub(epoch=lambda: time.sleep(.4)))
+    fake(stub(epoch=lambda: time.sleep(.4)))
     out, start, open_at = tmp_path / "search", Config(epochs=16), lambda size: open_data(data, size)
     best = tune(open_at, out, seconds=1, space=SPACE, start=start, size=32)
     table = pd.read_csv(out / "trials.csv")
     assert table["state"].tolist() == ["stopped"] and 1 <= table["epochs"][0] < 4 and best["trial"] is None
-    fake(*stub())
+    fake(stub())
     tune(open_at, out, 4, space=SPACE, start=start, size=32)
     after = pd.read_csv(out / "trials.csv")
     assert after["state"].tolist().count("complete") == 4 and after.query("before == 0")["epochs"].tolist() == [4]
     assert not (out / "trials/cheap-0000").exists()
 
 
-@pytest.mark.parametrize("wrong", [dict(space={"learning_rate": (0, 1)}), dict(space={"lr": (.1, .01)}), dict(space={"lr": (1, 100)}), dict(space={"batch": [4, "8"]}),
-                                   dict(trials=None), dict(trials=2), dict(trials=None, seconds=-1)])
+@pytest.mark.parametrize("wrong", [dict(space={"learning_rate": (0, 1)}), dict(space={"lr": (.1, .01)}),
+                                   dict(space={"lr": (1, 100)}), dict(space={"batch": [4, "8"]}), dict(trials=None),
+                                   dict(trials=2), dict(trials=None, seconds=-1), dict(storage="shared.journal")])
 def test_a_wrong_search_is_refused_before_the_data_is_opened(tmp_path, wrong):
     def never(size): raise AssertionError("opened")
     with pytest.raises(UsageError) as caught: tune(never, tmp_path / "search", **{"trials": 8, "space": SPACE, **wrong})

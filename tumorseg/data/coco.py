@@ -20,7 +20,7 @@ from .slices import SPLITS, Sample
 
 # %% ../../nbs/data/02_coco.ipynb #1c22730e
 def _unpack_runs(counts: str) -> list[int]:
-    "The run lengths in COCO's compressed string: five bits a character, a sixth says that more follow (pycocotools, rleFrString)."
+    "The run lengths in COCO's compressed string: five bits a character, a sixth says that more follow (rleFrString)."
     runs, value, shift = [], 0, 0
     for character in counts:
         bits = ord(character) - 48
@@ -28,26 +28,30 @@ def _unpack_runs(counts: str) -> list[int]:
         shift += 5
         if bits & 0x20 and shift < 35: continue
         if bits & 0x10: value -= 1 << shift # the sign
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0)) # from the third on: the difference to the run before last
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0)) # from the fourth on: the change to the run before last
         value, shift = 0, 0
     return runs
+
+def _fill_runs(runs: list[int], height: int, width: int) -> np.ndarray:
+    "The mask that run lengths mean; pycocotools draws the same, and a warning of NumPy's for each."
+    values = np.arange(len(runs), dtype=np.uint8) % 2
+    return np.repeat(values, runs).reshape(width, height).T
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
-def outline_mask(segmentation: list | dict, # COCO: a list of polygons [x1, y1, x2, y2, ...] in pixels, or an RLE dictionary
+def outline_mask(segmentation: list | dict, # COCO: polygons [x1, y1, x2, y2, ...] in pixels, or an RLE dictionary
                  height: int, # of the image, pixels
                  width: int, # of the image, pixels
                  ) -> np.ndarray: # uint8 (height, width) of 0 and 1
     "The mask inside a COCO segmentation, several polygons united. ValueError with the reason where it cannot be drawn."
     if isinstance(segmentation, dict):
-        counts = segmentation.get("counts")
-        if segmentation.get("size") != [height, width]:
-            raise ValueError(f"has run lengths for size {segmentation.get('size')}, not {[height, width]}")
+        size, counts = segmentation.get("size"), segmentation.get("counts")
+        if size != [height, width]: raise ValueError(f"has run lengths for size {size}, not {[height, width]}")
         runs = _unpack_runs(counts) if isinstance(counts, str) else counts
-        if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != height * width:
-            raise ValueError("has run lengths that do not add up to the image")
-        return coco_mask.decode(coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width))
+        valid = isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs)
+        if not valid or sum(runs) != height * width: raise ValueError("has run lengths that do not add up to the image")
+        return _fill_runs(runs, height, width)
     if not isinstance(segmentation, list) or not segmentation: raise ValueError("has no outline (segmentation)")
     for polygon in segmentation:
         if not isinstance(polygon, list) or not all(map(_is_number, polygon)):
@@ -55,9 +59,11 @@ def outline_mask(segmentation: list | dict, # COCO: a list of polygons [x1, y1, 
         if len(polygon) % 2: raise ValueError(f"has a polygon with an odd number of coordinates ({len(polygon)})")
         if len(polygon) < 6: raise ValueError("has a polygon of fewer than three points")
         x, y = polygon[::2], polygon[1::2]
-        if min(x) < -1 or min(y) < -1 or max(x) > width + 1 or max(y) > height + 1: # one pixel is left to rounding
+        # one pixel is left to rounding
+        if min(x) < -1 or min(y) < -1 or max(x) > width + 1 or max(y) > height + 1:
             raise ValueError(f"has a polygon outside the frame of {width} x {height}")
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
+    united = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    return _fill_runs(_unpack_runs(united["counts"].decode()), height, width)
 
 # %% ../../nbs/data/02_coco.ipynb #981d9be2
 COCO_NAME = "_annotations.coco.json"
@@ -68,39 +74,46 @@ def _fits(record: object, **types: type | tuple[type, ...]) -> bool:
                                             for key, kind in types.items())
 
 def read_coco(path: str | Path, # one `_annotations.coco.json`
-              ) -> tuple[list[dict], list[str]]: # image records with their "annotations" list; problems, one sentence each
-    "The images of one COCO file with their annotations, checked: ids, types, file names. Pixels and outlines are not looked at yet."
+              ) -> tuple[list[dict], list[str]]: # image records with "annotations"; problems, a sentence each
+    "The images of one COCO file with their annotations: ids, types and file names checked, outlines not yet."
     path = Path(path)
     try: content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error: return [], [f"{path}: is not JSON ({error}). Export or download it again."]
+    except (ValueError, RecursionError) as error:
+        return [], [f"{path}: is not JSON ({error}). Export or download it again."]
     except OSError as error: return [], [f"{path}: cannot be read ({error.strerror}). Check the file."]
     missing = [key for key in ("images", "annotations", "categories")
                if not isinstance(content, dict) or not isinstance(content.get(key), list)]
-    if missing: return [], [f"{path}: lacks the list{'s' * (len(missing) > 1)} {', '.join(missing)}. Export it as COCO segmentation."]
-    images, problems, names = {}, [], set()
-    categories = [category.get("id") for category in content["categories"] if isinstance(category, dict)]
+    if missing:
+        lists = f"list{'s' * (len(missing) > 1)} {', '.join(missing)}"
+        return [], [f"{path}: lacks the {lists}. Export it as COCO segmentation."]
+    images, names, problems = {}, set(), []
     for number, image in enumerate(content["images"]):
         if not _fits(image, id=int, file_name=str, height=int, width=int):
-            problems.append(f"{path}: image number {number} lacks id, file_name, height or width, or one is of a wrong type. "
-                            "Mend the entry.")
+            problems.append(f"{path}: image number {number} lacks id, file_name, height or width, "
+                            "or one is of a wrong type. Mend the entry.")
         elif leaves_folder(image["file_name"]):
             problems.append(f"{path}: file_name {image['file_name']!r} leaves the folder. "
                             "Put the image beside the JSON and name it without a path.")
         elif image["id"] in images or image["file_name"] in names:
             problems.append(f"{path}: image {image['id']} ({image['file_name']}) is there twice. Remove one.")
-        else: images[image["id"]] = {**image, "annotations": []}; names.add(image["file_name"])
-    listed = {image.get("id") for image in content["images"] if isinstance(image, dict) and isinstance(image.get("id"), int)}
+        else:
+            images[image["id"]] = {**image, "annotations": []}
+            names.add(image["file_name"])
+    listed = {image["id"] for image in content["images"]
+              if isinstance(image, dict) and isinstance(image.get("id"), int)}
+    categories = [category.get("id") for category in content["categories"] if isinstance(category, dict)]
     for number, annotation in enumerate(content["annotations"]):
+        where = f"{path}: annotation number {number}"
         if not _fits(annotation, image_id=int, category_id=int, segmentation=(list, dict)):
-            problems.append(f"{path}: annotation number {number} lacks image_id, category_id or segmentation, or one is of a wrong type. "
+            problems.append(f"{where} lacks image_id, category_id or segmentation, or one is of a wrong type. "
                             "Mend the entry.")
         elif annotation["image_id"] not in listed:
-            problems.append(f"{path}: annotation number {number} belongs to image_id {annotation['image_id']}, which is not in the file. "
+            problems.append(f"{where} belongs to image_id {annotation['image_id']}, which is not in the file. "
                             "Remove it.")
         elif annotation["category_id"] not in categories:
-            problems.append(f"{path}: annotation number {number} has category_id {annotation['category_id']}, which is not in the file. "
-                            "Mend it.")
-        elif annotation["image_id"] in images: images[annotation["image_id"]]["annotations"].append({**annotation, "number": number})
+            problems.append(f"{where} has category_id {annotation['category_id']}, which is not in the file. Mend it.")
+        elif annotation["image_id"] in images: # otherwise the image itself has a problem
+            images[annotation["image_id"]]["annotations"].append({**annotation, "number": number})
     return list(images.values()), problems
 
 # %% ../../nbs/data/02_coco.ipynb #35e0bb90
@@ -109,12 +122,12 @@ def _splits(folder: Path) -> list[str]:
 
 def coco_files(folder: str | Path, # any folder
                ) -> list[Path]: # all that lies beside a COCO JSON in train, valid or test; empty where there is none
-    "The files of a COCO data set, train before valid before test. An empty list says that the folder has another layout."
+    "The files of a COCO data set, train before valid before test. Empty: the folder has another layout."
     folder = Path(folder)
     return [path for split in _splits(folder) for path in sorted((folder / split).rglob("*")) if path.is_file()]
 
 def coco_entries(folder: str | Path, # of the layout
-                 ) -> tuple[list[dict], list[str]]: # image records with `path` and `split` added; problems, one sentence each
+                 ) -> tuple[list[dict], list[str]]: # image records with `path` and `split`; problems, a sentence each
     "What the JSON files of all splits list."
     entries, problems = [], []
     for split in _splits(Path(folder)):
@@ -138,7 +151,8 @@ def coco_sample(entry: dict, # from `coco_entries`
     for annotation in entry["annotations"]:
         try: masks.append(outline_mask(annotation["segmentation"], height, width))
         except (ValueError, TypeError) as error:
-            problems.append(f"{path.with_name(COCO_NAME)}: annotation number {annotation['number']} {error}. Mend or remove it.")
+            where = f"{path.with_name(COCO_NAME)}: annotation number {annotation['number']}"
+            problems.append(f"{where} {error}. Mend or remove it.")
     if problems: raise InputError(*problems)
     areas = [int(mask.sum()) for mask in masks]
     category = entry["annotations"][int(np.argmax(areas))]["category_id"] if any(areas) else 0
@@ -149,40 +163,41 @@ def coco_sample(entry: dict, # from `coco_entries`
     return to_square(pixels, size), mask_to_square(mask, size), row
 
 # %% ../../nbs/data/02_coco.ipynb #99daf4b0
-def _box_state(bbox: object, left: float, top: float, width: float, height: float) -> str:
+def _box_state(bbox: object, left: int, top: int, width: int, height: int) -> str:
     "What a `bbox` is, beside the box of the outline; two pixels, or 2 % of a side, are left to rounding."
     if bbox is None: return "missing"
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)): return "stale"
-    same = lambda *box: all(abs(a - b) <= 2 + .02 * max(width, height) for a, b in zip(bbox, box))
+    def same(*box): return all(abs(a - b) <= 2 + .02 * max(width, height) for a, b in zip(bbox, box))
     if same(left, top, width, height): return "right"
-    return "wrong order" if same(left, top, left + width, top + height) or same(top, left, height, width) else "stale"
+    swapped = same(left, top, left + width, top + height) or same(top, left, height, width)
+    return "wrong order" if swapped else "stale"
 
 def annotation_facts(folder: str | Path, # of the layout
-                     ) -> pd.DataFrame: # a row an annotation: name, category, width, height, rectangle, at_frame, bbox, area
-    """Each annotation as it is drawn: `width` and `height` in pixels of the file, whether it is a filled `rectangle` and lies `at_frame`.
+                     ) -> pd.DataFrame: # a row an annotation, the columns as below
+    """Each annotation as it is drawn: name, category, width and height in pixels, is it a rectangle, at the frame.
 
-    `bbox` is "right", "wrong order", "stale" or "missing", `area` the same without order (a tenth is left to rounding). Annotations that
-    cannot be drawn are left out: `coco_sample` tells of them.
+    `bbox` is "right", "wrong order", "stale" or "missing", `area` the same without order (a tenth is left to rounding).
+    Annotations that cannot be drawn are left out: `coco_sample` tells of them.
     """
     facts = []
     for entry in coco_entries(folder)[0]:
         for annotation in entry["annotations"]:
             try: mask = outline_mask(annotation["segmentation"], entry["height"], entry["width"])
             except (ValueError, TypeError): continue
+            if not mask.any(): continue
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            area, known = int(mask.sum()), annotation.get("area")
-            if not area: continue
-            box = columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]
-            at_frame = rows[0] == 0 or columns[0] == 0 or rows[-1] == entry["height"] - 1 or columns[-1] == entry["width"] - 1
-            right = _is_number(known) and abs(known - area) <= .1 * area + 2 * (box[2] + box[3])
+            top, left, bottom, right = (int(side) for side in (rows[0], columns[0], rows[-1] + 1, columns[-1] + 1))
+            width, height = right - left, bottom - top
+            area, drawn = annotation.get("area"), int(mask.sum())
+            area_right = _is_number(area) and abs(area - drawn) <= .1 * drawn + 2 * (width + height)
             facts.append(dict(
                 name=f"{entry['split']}/{entry['file_name']}",
                 category=annotation["category_id"],
-                width=int(box[2]),
-                height=int(box[3]),
+                width=width,
+                height=height,
                 rectangle=is_box(mask),
-                at_frame=bool(at_frame),
-                bbox=_box_state(annotation.get("bbox"), *map(int, box)),
-                area="missing" if known is None else "right" if right else "stale",
+                at_frame=top == 0 or left == 0 or bottom == entry["height"] or right == entry["width"],
+                bbox=_box_state(annotation.get("bbox"), left, top, width, height),
+                area="missing" if area is None else "right" if area_right else "stale",
             ))
     return pd.DataFrame(facts, columns=["name", "category", "width", "height", "rectangle", "at_frame", "bbox", "area"])

@@ -17,22 +17,45 @@ from .slices import SPLITS, Sample
 # %% ../../nbs/data/03_folders.ipynb #ca6b1dae
 def read_mask(path: str | Path, # a picture of two values
               ) -> np.ndarray: # uint8 (H, W) of 0 and 1
-    "A mask of 0 and 1, of 0 and 255, or the same as RGB. InputError with the values that were found where it is another one."
+    "A mask of 0 and 1, of 0 and 255, or the same as RGB. InputError with the values that were found where it is none."
     planes = read_image(path, channels=3)
     if (planes != planes[0]).any():
         raise InputError(f"{path}: a mask in colours. Save it in grey, 0 for background and 255 for tumour.")
     found = np.unique(planes[0])
     if not (set(found) <= {0, 1} or set(found) <= {0, 255}):
         values = ", ".join(map(str, found[:6])) + (f", ... ({len(found)} values)" if len(found) > 6 else "")
-        raise InputError(f"{path}: a mask with the values {values}. Save it with 0 for background and 1 or 255 for tumour, not as JPG.")
+        raise InputError(f"{path}: a mask with the values {values}. "
+                         "Save it with 0 for background and 1 or 255 for tumour, not as JPG.")
     return (planes[0] > 0).astype(np.uint8)
 
 # %% ../../nbs/data/03_folders.ipynb #aaa5f9f1
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES and path.is_file()) if folder.is_dir() else []
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES and path.is_file())
 
 def _is_mask(path: Path) -> bool: return path.stem.lower().endswith("_mask")
 
+def _paired(files: list[Path]) -> tuple[list[tuple[Path, Path]], list[str]]:
+    "Pictures and masks of one folder that belong together by name; problems."
+    in_masks = {path for path in files
+                if path.parent.name == "masks" or (path.parent.name != "images" and _is_mask(path))}
+    masks, pictures, pairs, problems = {}, {}, [], []
+    for path in sorted(in_masks):
+        stem = path.stem[:-5] if _is_mask(path) else path.stem
+        if stem in masks: problems.append(f"{path}: a second mask for {stem}, beside {masks[stem].name}. Remove one.")
+        masks[stem] = path
+    for path in (path for path in files if path not in in_masks):
+        if path.stem in pictures:
+            twin = pictures[path.stem].name
+            problems.append(f"{path}: has the name of {twin}, so their mask is not clear. Rename one.")
+        elif path.stem not in masks:
+            problems.append(f"{path}: has no mask. Add one, all 0 where there is no tumour.")
+        else: pairs.append((path, masks[path.stem]))
+        pictures[path.stem] = path
+    lonely = [masks[stem] for stem in masks if stem not in pictures]
+    problems += [f"{path}: has no picture. Add it, or remove the mask." for path in lonely]
+    return pairs, problems
+
+# %% ../../nbs/data/03_folders.ipynb #61f0aa8d
 def _in_one(folder: Path) -> list[Path]:
     "The pictures and masks of `images/` and `masks/`, or of NAME and NAME_mask; empty where it is neither."
     two = _pictures(folder / "images") + _pictures(folder / "masks") if (folder / "masks").is_dir() else []
@@ -40,6 +63,7 @@ def _in_one(folder: Path) -> list[Path]:
     return two or (flat if any(map(_is_mask, flat)) else [])
 
 def _bases(folder: Path) -> list[tuple[Path, str]]:
+    "The folders that hold pairs, each with its split."
     splits = [(folder / split, split) for split in SPLITS if _in_one(folder / split)]
     return splits or ([(folder, "all")] if _in_one(folder) else [])
 
@@ -48,52 +72,37 @@ def pair_files(folder: str | Path, # any folder
     "The files of a folder of images and masks. An empty list says that the folder has another layout."
     return [path for base, _ in _bases(Path(folder)) for path in _in_one(base)]
 
-def _paired(files: list[Path]) -> tuple[list[tuple[Path, Path]], list[str]]:
-    "Pictures and masks of one folder that belong together by name; problems."
-    in_masks = {path for path in files if path.parent.name == "masks" or (path.parent.name != "images" and _is_mask(path))}
-    masks, pairs, problems = {}, [], []
-    for path in sorted(in_masks):
-        stem = path.stem[:-5] if _is_mask(path) else path.stem
-        if stem in masks: problems.append(f"{path}: a second mask for {stem}, beside {masks[stem].name}. Remove one.")
-        masks[stem] = path
-    stems = {}
-    for path in (path for path in files if path not in in_masks):
-        if path.stem in stems: problems.append(f"{path}: has the name of {stems[path.stem].name}, so their mask is not clear. Rename one.")
-        elif path.stem not in masks: problems.append(f"{path}: has no mask. Add one, all 0 where there is no tumour.")
-        else: pairs.append((path, masks[path.stem]))
-        stems[path.stem] = path
-    problems += [f"{masks[stem]}: has no picture. Add it, or remove the mask." for stem in masks if stem not in stems]
-    return pairs, problems
-
-def pair_entries(folder: str | Path, # of the layout
-                 ) -> tuple[list[dict], list[str]]: # image, mask, name, split, patient, channels of each pair; problems, one sentence each
-    "The pairs of a folder of images and masks. Three channels where any of sixteen pictures is in colour, otherwise one."
-    entries, problems = [], []
-    for base, split in _bases(Path(folder)):
-        pairs, found = _paired(_in_one(base))
-        entries += [dict(image=image, mask=mask, name=image.relative_to(folder).as_posix(), split=split, patient="", known_contour=False)
-                    for image, mask in pairs]
-        problems += found
-    channels = 3 if any(_in_colour(entry["image"]) for entry in entries[::max(1, len(entries) // 16)]) else 1
-    return [{**entry, "channels": channels} for entry in entries], problems
-
 def _in_colour(path: Path) -> bool:
     try: planes = read_image(path, channels=3)
     except InputError: return False # told when the slice itself is read
     return bool((planes != planes[0]).any())
 
+def pair_entries(folder: str | Path, # of the layout
+                 ) -> tuple[list[dict], list[str]]: # paths and facts of each pair; problems, one sentence each
+    "The pairs of a folder of images and masks. Three channels where one of sixteen pictures is in colour, else one."
+    entries, problems = [], []
+    for base, split in _bases(Path(folder)):
+        pairs, found = _paired(_in_one(base))
+        for image, mask in pairs:
+            name = image.relative_to(folder).as_posix()
+            entries.append(dict(image=image, mask=mask, name=name, split=split, patient="", known_contour=False))
+        problems += found
+    some = entries[::max(1, len(entries) // 16)]
+    channels = 3 if any(_in_colour(entry["image"]) for entry in some) else 1
+    return [{**entry, "channels": channels} for entry in entries], problems
+
 # %% ../../nbs/data/03_folders.ipynb #d388a90c
 def pair_sample(entry: dict, # from `pair_entries` or `lgg_entries`
                 size: int, # side of the square slice, pixels
                 ) -> Sample: # image uint8 (C, size, size), mask uint8 (size, size), row of the table
-    """One picture with its mask, which must be of the same size. The category is 1 where there is tumour, for the source gives none;
-    the label is "box" where the mask is a filled rectangle.
+    """One picture with its mask, which must be of the same size. The source gives no category: it is 1 where there is
+    tumour. The label is "box" where the mask is a filled rectangle.
     """
     image, mask = read_image(entry["image"], entry["channels"]), read_mask(entry["mask"])
     height, width = mask.shape
     if image.shape[1:] != mask.shape:
-        raise InputError(f"{entry['mask']}: is {width} x {height}, but its picture is {image.shape[2]} x {image.shape[1]}. "
-                         "Take the mask of this picture.")
+        raise InputError(f"{entry['mask']}: is {width} x {height}, "
+                         f"but its picture is {image.shape[2]} x {image.shape[1]}. Take the mask of this picture.")
     # a contour around a few pixels is often a rectangle too
     boxed = not entry["known_contour"] and mask.sum() > 16 and is_box(mask)
     row = dict(name=entry["name"], split=entry["split"], patient=entry["patient"], category=int(mask.any()),
@@ -102,22 +111,23 @@ def pair_sample(entry: dict, # from `pair_entries` or `lgg_entries`
 
 # %% ../../nbs/data/03_folders.ipynb #af88518f
 def _patients(folder: Path) -> list[Path]:
-    inner = folder / "kaggle_3m" # the archive holds the patients in this folder, and all of them a second time in another
+    inner = folder / "kaggle_3m" # the archive holds the patients in this folder, and all of them once more in another
     return sorted(path for path in (inner if inner.is_dir() else folder).glob("TCGA_*") if path.is_dir())
 
 def lgg_files(folder: str | Path, # any folder
-              ) -> list[Path]: # pictures and masks, patient by patient; empty where there are no TCGA_* folders with masks
+              ) -> list[Path]: # pictures and masks, patient by patient; empty where no TCGA_* folder has masks
     "The files of the LGG set. An empty list says that the folder has another layout."
-    return [path for patient in _patients(Path(folder)) if any(map(_is_mask, pictures := _pictures(patient))) for path in pictures]
+    patients = [_pictures(patient) for patient in _patients(Path(folder))]
+    return [path for pictures in patients if any(map(_is_mask, pictures)) for path in pictures]
 
 def lgg_entries(folder: str | Path, # of the layout
-                ) -> tuple[list[dict], list[str]]: # as `pair_entries`, three channels, the patient by folder; problems, one sentence each
-    "The slices of the LGG set, in the order of the scan within a patient."
+                ) -> tuple[list[dict], list[str]]: # as `pair_entries`, with three channels and the patient; problems
+    "The slices of the LGG set, in the order of the scan within a patient. The folder is the patient."
     entries, problems = [], []
     for patient in _patients(Path(folder)):
         pairs, found = _paired(_pictures(patient))
-        entries += [dict(image=image, mask=mask, name=f"{patient.name}/{image.name}", split="all", patient=patient.name, channels=3,
-                         known_contour=True)
-                    for image, mask in sorted(pairs, key=lambda pair: (len(pair[0].name), pair[0].name))] # _9 before _10
+        for image, mask in sorted(pairs, key=lambda pair: (len(pair[0].name), pair[0].name)): # _9 before _10
+            entries.append(dict(image=image, mask=mask, name=f"{patient.name}/{image.name}", split="all",
+                                patient=patient.name, channels=3, known_contour=True))
         problems += found
     return entries, problems

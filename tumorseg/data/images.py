@@ -25,26 +25,27 @@ def _frame(height: int, width: int, size: int) -> tuple[slice, slice]:
 def to_square(image: np.ndarray, # uint8 (C, H, W), 0..255
               size: int, # side of the square in pixels
               ) -> np.ndarray: # uint8 (C, size, size)
-    "The picture scaled to fit a square, aspect kept, centred on background (0). Averages where it shrinks (Pillow's bilinear)."
+    "The picture scaled to fit a square, aspect kept, centred on background (0); averaged where it shrinks."
     rows, columns = _frame(*image.shape[1:], size)
     square = np.zeros((len(image), size, size), np.uint8)
     shape = (columns.stop - columns.start, rows.stop - rows.start)
     for channel, plane in zip(square, image):
-        channel[rows, columns] = Image.fromarray(plane).resize(shape, Image.Resampling.BILINEAR)
+        channel[rows, columns] = Image.fromarray(plane).resize(shape, Image.Resampling.BILINEAR) # Pillow's averages
     return square
 
 # %% ../../nbs/data/00_images.ipynb #979b5864
 def mask_to_square(mask: np.ndarray, # uint8 (H, W) of 0 and 1
-             size: int, # side of the square in pixels
-             ) -> np.ndarray: # uint8 (size, size) of 0 and 1
+                   size: int, # side of the square in pixels
+                   ) -> np.ndarray: # uint8 (size, size) of 0 and 1
     "The mask in the square of `to_square`: 1 where at least half covered, and no connected part of it ever vanishes."
     rows, columns = _frame(*mask.shape, size)
     square = np.zeros((size, size), np.uint8)
     if not mask.any(): return square
     shape = (columns.stop - columns.start, rows.stop - rows.start)
-    coverage = lambda part: np.asarray(Image.fromarray(part * np.uint8(255)).resize(shape, Image.Resampling.BOX))
+    def coverage(part): return np.asarray(Image.fromarray(part * np.uint8(255)).resize(shape, Image.Resampling.BOX))
     fitted = coverage(mask) >= 128
     parts, count = ndimage.label(mask)
+    # one part that is there has not vanished: nothing to look for
     for part in range(1, count + 1) if count > 1 or not fitted.any() else []:
         covered = coverage(parts == part)
         # a part smaller than 1/255 of a pixel rounds to no coverage at all: then its middle marks the pixel
@@ -62,9 +63,9 @@ def _middle_pixel(part: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 # %% ../../nbs/data/00_images.ipynb #585817f1
 def from_square(values: np.ndarray, # float32 (size, size), a map over the square of `to_square`
-          height: int, # of the picture, pixels
-          width: int, # of the picture, pixels
-          ) -> np.ndarray: # float32 (height, width)
+                height: int, # of the picture, pixels
+                width: int, # of the picture, pixels
+                ) -> np.ndarray: # float32 (height, width)
     "A map over the square, brought back to the picture's own frame (bilinear)."
     inside = values[_frame(height, width, len(values))].astype(np.float32)
     return np.asarray(Image.fromarray(inside).resize((width, height), Image.Resampling.BILINEAR))
@@ -77,19 +78,21 @@ MAX_PIXELS = 50_000_000 # 7000 x 7000: more than any MRI slice, less than what h
 def read_image(path: str | Path, # JPG, PNG, TIFF, or what else Pillow reads
                channels: int = 1, # 1 for grey, 3 for RGB
                ) -> np.ndarray: # uint8 (channels, H, W), 0..255
-    """A picture from a file. 16-bit, integer and float pictures are scaled so that their own minimum is 0 and their maximum 255.
+    """A picture from a file. 16-bit, integer and float pictures are scaled to reach from 0 to 255.
 
-    InputError where the file is missing, is not an image, is cut off, has over `MAX_PIXELS` pixels, several pages, or values that are
-    not finite.
+    InputError where the file is missing, is not an image, is cut off, has over `MAX_PIXELS` pixels, several pages, or
+    values that are not finite.
     """
     path = Path(path)
     try:
         with Image.open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                raise InputError(f"{path}: {picture.width} x {picture.height} pixels are more than a slice can have. Is it the right file?")
+                raise InputError(f"{path}: {picture.width} x {picture.height} pixels are more than a slice can have. "
+                                 "Is it the right file?")
             if getattr(picture, "n_frames", 1) > 1:
                 raise InputError(f"{path}: holds {picture.n_frames} pages. Save each slice as a file of its own.")
-            if picture.mode.startswith(("I", "F")): picture = Image.fromarray(to_8_bits(np.asarray(picture, np.float64), path))
+            if picture.mode.startswith(("I", "F")):
+                picture = Image.fromarray(to_8_bits(np.asarray(picture, np.float64), path))
             pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
     except InputError: raise
     except FileNotFoundError: raise InputError(f"{path}: not found. Check the name.") from None
@@ -98,15 +101,16 @@ def read_image(path: str | Path, # JPG, PNG, TIFF, or what else Pillow reads
         raise InputError(f"{path}: not an image that can be read. Give a JPG, PNG or TIFF.") from None
     except Image.DecompressionBombError:
         raise InputError(f"{path}: asks for more pixels than a slice can have. Is it the right file?") from None
-    except Exception as error: # a damaged file: Pillow's decoders raise OSError, SyntaxError, struct.error, ... each its own
+    except Exception as error: # a damaged file: OSError, SyntaxError, struct.error, ...: Pillow has many decoders
         raise InputError(f"{path}: damaged or cut off ({error}). Copy or export it again.") from None
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 def to_8_bits(values: np.ndarray, # float64, grey values of any range
               path: str | Path, # the file that they come from, for the error
               ) -> np.ndarray: # uint8, 0..255
-    "Grey values scaled so that their own minimum is 0 and their maximum 255. InputError where one is not finite."
-    if not np.isfinite(values).all(): raise InputError(f"{path}: has values that are not finite. Export it again without NaN.")
+    "Grey values scaled: their own minimum becomes 0 and their maximum 255. InputError where one is not finite."
+    if not np.isfinite(values).all():
+        raise InputError(f"{path}: has values that are not finite. Export it again without NaN.")
     low, high = values.min(), values.max()
     return ((values - low) * (255 / max(high - low, 1e-12))).round().astype(np.uint8)
 

@@ -15,83 +15,91 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..core import InputError, UsageError
-from ..data.patients import split_state
 from ..data.slices import Slices
 from .evaluate import score_slices
 from ..metrics.intervals import bootstrap_interval, interval_groups, paired_test
-from ..model.predict import Segmenter
-from ..training.run import read_scores, read_table, reopen
+from ..pictures import BLUE, VERMILION
+from ..training.run import Run
 
 # %% ../../nbs/evaluation/03_compare.ipynb #d1ae74ee
-def seen_before(run: str | Path, # folder of a run, with its table.csv
-                test: Slices, # what it would be scored on
-                known: pd.DataFrame | None = None, # a table of slices whose patients are used where the run knew none
-                ) -> tuple[str, int]: # "separate", "leak" or "unknown", and how many of the test slices it knows, or their patient
-    "Whether a run was trained or validated on slices or patients of a test set; \"unknown\" where patients or its table are missing."
-    table = read_table(run)
+def seen_before(run: str | Path | Run, # a training, with its table.csv
+                slices: Slices, # the data; its patients count where the run knew none
+                split: str = "test", # which split of the data it would be scored on
+                ) -> tuple[str, int]: # "separate", "leak" or "unknown", and how many slices of the split leak
+    """Whether a run was trained or validated on slices of a split, or on their patients; "unknown" where patients or
+    its table are missing."""
+    table, test = Run(run).table, slices.table.iloc[slices.rows_of(split)]
     if table is None: return "unknown", 0
     learnt = table[table["split"].isin(["train", "valid"])]
-    if known is not None:
-        later = learnt["name"].map(known.set_index("name")["patient"]).fillna("")
-        learnt = learnt.assign(patient=learnt["patient"].where(learnt["patient"] != "", later))
-    seen = test.table["name"].isin(learnt["name"]) | (test.table["patient"].isin(learnt["patient"]) & (test.table["patient"] != ""))
+    known_by_now = learnt["name"].map(dict(zip(slices.table["name"], slices.table["patient"]))).fillna("")
+    patients = learnt["patient"].where(learnt["patient"] != "", known_by_now)
+    nameless = test["patient"] == ""
+    seen = test["name"].isin(learnt["name"]) | (test["patient"].isin(patients) & ~nameless)
     if seen.any(): return "leak", int(seen.sum())
-    both = pd.concat([learnt.assign(split="train"), test.table.assign(split="test")], ignore_index=True)
-    return split_state(Slices(test.images, test.masks, both)), 0
+    return ("unknown" if len(learnt) and (nameless.any() or (patients == "").any()) else "separate"), 0
 
 # %% ../../nbs/evaluation/03_compare.ipynb #db4bd15a
-def _kept_scores(run: Path, test: Slices) -> pd.DataFrame | None:
-    "slices.csv of a run, in the order of `test`; None where it is missing, older than the model, or of other slices or another truth."
+def _kept_scores(run: Run, test: Slices) -> pd.DataFrame | None:
+    "slices.csv of a run, ordered as `test`; None where missing, older than the model, or of other slices or truth."
     try:
         if (run / "slices.csv").stat().st_mtime < (run / "model.safetensors").stat().st_mtime: return None
-        scores = read_scores(run).set_index("name")
+        scores = run.scores.set_index("name")
     except (OSError, InputError): return None
     if set(scores.index) != set(test.table["name"]) or len(scores) != len(test): return None
     scores = scores.loc[test.table["name"]]
-    return scores if (scores["tp"] + scores["fn"]).to_numpy().tolist() == [int(mask.sum()) for mask in test.masks] else None
+    return scores if (scores["tp"] + scores["fn"]).tolist() == test.areas.tolist() else None
 
-def compare(runs: list[str | Path], # folders of trainings, two or more; the others are compared with the first
-            slices: Slices | Callable[[int], Slices], # the data at the size of the runs, or a function that opens it at a size
+def _row(dice: np.ndarray, reference: np.ndarray | None, groups: np.ndarray) -> dict:
+    "A run's mean Dice, and its difference to that of the first run; None: this is the first."
+    low, high = bootstrap_interval(dice, groups)
+    row = dict(dice=dice.mean(), low=low, high=high, difference=np.nan, diff_low=np.nan, diff_high=np.nan, p=np.nan,
+               better=0, worse=0)
+    if reference is None: return row
+    difference = dice - reference
+    diff_low, diff_high = bootstrap_interval(difference, groups)
+    return row | dict(difference=difference.mean(), diff_low=diff_low, diff_high=diff_high,
+                      p=paired_test(difference, groups),
+                      better=int((difference > 1e-6).sum()), worse=int((difference < -1e-6).sum()))
+
+# %% ../../nbs/evaluation/03_compare.ipynb #db4bd15b
+def compare(runs: list[str | Path | Run], # trainings, two or more; the others are compared with the first
+            slices: Slices | Callable[[int], Slices], # the data at the size of the runs, or what opens it at a size
             split: str = "test", # which split of the first run
             leaking: bool = False, # whether runs that have learnt from patients of the split are compared all the same
-            ) -> tuple[pd.DataFrame, pd.DataFrame]: # a row a run; a row a slice: name, patient, and the Dice of each run
-    """Paired differences of Dice on the same slices, second run minus first, with 95 % interval over patients (or slices) and p value.
+            ) -> tuple[pd.DataFrame, pd.DataFrame]: # a row a run; a row a slice: name, patient, Dice of each run
+    """Paired differences of Dice on the same slices, second run minus first; 95 % interval over patients or slices; p.
 
-    Columns of the first table: run, size, slices, dice, low, high; difference, diff_low, diff_high, p (NaN for the first run);
-    better, worse (slices); seen ("separate", "leak", "unknown"), over. p values are of single comparisons: with many
-    runs, ask for less than 0.05.
+    Columns of the first table: run, size, slices, dice, low, high; difference, diff_low, diff_high, p (NaN for the
+    first run); better, worse (slices); seen ("separate", "leak", "unknown"), over. p values are of single comparisons;
+    with many runs, ask for less than 0.05.
     InputError where a run has learnt from patients of the split, UsageError where there are fewer than two runs.
     """
-    runs = [Path(run) for run in runs]
-    if len({run.resolve() for run in runs}) < max(2, len(runs)): raise UsageError("Give two different runs at least, each once.")
-    models = [Segmenter(run) for run in runs]
-    opened, known = {}, None # the slices that are scored, by size; all slices, with the patients that are known by now
-    def tested(size: int) -> Slices:
-        nonlocal known
-        if size not in opened:
-            whole = reopen(slices(size) if callable(slices) else slices, runs[0])
-            opened[size], known = whole.in_split(split), whole.table
-        return opened[size]
-    test = tested(models[0].info.size).table
-    seen = [seen_before(run, tested(model.info.size), known) for run, model in zip(runs, models)]
-    leaks = [f"{run}: has learnt from {count} of the {len(test)} slices of {split}, or from other slices of their patients, so its score "
-             "says nothing on new patients. Leave it out, or ask for it (--leaking)."
+    runs = [Run(run) for run in runs]
+    if len({run.path.resolve() for run in runs}) < max(2, len(runs)):
+        raise UsageError("Give two different runs at least, each once.")
+    models = [run.segmenter() for run in runs]
+    opened = {} # the data by size, with the split and the patients of the first run
+    for size in dict.fromkeys(model.info.size for model in models):
+        opened[size] = runs[0].slices(slices(size) if callable(slices) else slices)
+    tested = {size: data.in_split(split) for size, data in opened.items()}
+    test = tested[models[0].info.size].table
+    seen = [seen_before(run, opened[models[0].info.size], split) for run in runs]
+    leaks = [f"{run}: has learnt from {count} of the {len(test)} slices of {split}, or from other slices of their "
+             "patients, so its score says nothing on new patients. Leave it out, or ask for it (--leaking)."
              for run, (state, count) in zip(runs, seen) if state == "leak"]
     if leaks and not leaking: raise InputError(*leaks)
-    names = [run.name if [one.name for one in runs].count(run.name) == 1 else str(run) for run in runs]
-    scores, rows, (groups, over) = test[["name", "patient"]].copy(), [], interval_groups(test["patient"])
+    short = [run.name for run in runs]
+    names = [run.name if short.count(run.name) == 1 else str(run) for run in runs]
+    groups, over = interval_groups(test["patient"])
+    scores, rows, reference = test[["name", "patient"]].copy(), [], None
     for name, run, model, (state, _) in zip(names, runs, models, seen):
-        part = tested(model.info.size)
+        part = tested[model.info.size]
         kept = _kept_scores(run, part)
         if kept is None: kept = score_slices(model.slices(part.images), part, model.info.threshold)
-        scores[name] = kept["dice"].to_numpy()
-        difference, first = (scores[name] - scores[names[0]]).to_numpy(), run is runs[0]
-        low, high = bootstrap_interval(scores[name], groups)
-        diff_low, diff_high = (np.nan, np.nan) if first else bootstrap_interval(difference, groups)
-        rows.append(dict(run=name, size=model.info.size, slices=len(test), dice=scores[name].mean(), low=low, high=high,
-                         difference=np.nan if first else difference.mean(), diff_low=diff_low, diff_high=diff_high,
-                         p=np.nan if first else paired_test(difference, groups), better=int((difference > 1e-6).sum()),
-                         worse=int((difference < -1e-6).sum()), seen=state, over=over))
+        scores[name] = dice = kept["dice"].to_numpy()
+        rows.append(dict(run=name, size=model.info.size, slices=len(test), **_row(dice, reference, groups),
+                         seen=state, over=over))
+        if reference is None: reference = dice
     return pd.DataFrame(rows), scores
 
 # %% ../../nbs/evaluation/03_compare.ipynb #0e17cca1
@@ -99,20 +107,22 @@ def plot_differences(scores: pd.DataFrame, # from `compare`: name, patient, and 
                      second: str, # the column of one run
                      first: str, # the column of the run it is compared with
                      ) -> Figure:
-    "The mean difference of each patient (or slice, where a patient is unknown), sorted, and the mean over slices with its 95 % interval."
+    """The mean difference of each patient (or slice, where a patient is unknown), sorted, and the mean over slices with
+    its 95 % interval."""
     groups, over = interval_groups(scores["patient"])
     difference = scores[second] - scores[first]
     parts = difference.groupby(groups).agg(["mean", "size"]).sort_values("mean")
     low, high = bootstrap_interval(difference, groups)
     fig, ax = plt.subplots(figsize=(8, 3.2), layout="constrained")
     ax.axhline(0, color="black", lw=1)
-    ax.axhspan(low, high, color="#0072B2", alpha=.18, lw=0)
-    ax.axhline(difference.mean(), color="#0072B2", lw=2,
-               label=f"mean {difference.mean():+.3f}, 95 % interval {low:+.3f} to {high:+.3f}")
-    for colour, marker, chosen in (("#0072B2", "o", parts["mean"] >= 0), ("#D55E00", "s", parts["mean"] < 0)):
+    ax.axhspan(low, high, color=BLUE, alpha=.18, lw=0)
+    label = f"mean {difference.mean():+.3f}, 95 % interval {low:+.3f} to {high:+.3f}"
+    ax.axhline(difference.mean(), color=BLUE, lw=2, label=label)
+    for colour, marker, chosen in ((BLUE, "o", parts["mean"] >= 0), (VERMILION, "s", parts["mean"] < 0)):
         size = 14 + 5 * np.minimum(parts["size"][chosen], 20)
         ax.scatter(np.flatnonzero(chosen), parts["mean"][chosen], size, color=colour, marker=marker, zorder=3)
-    ax.set(xlabel=f"{len(parts)} {over}, sorted" + (" (larger marks: more slices)" if over == "patients" else ""),
-           ylabel="difference of Dice", title=f"{second} minus {first}: above 0 {second} is better", xticks=[])
+    sizes = " (larger marks: more slices)" if over == "patients" else ""
+    ax.set(xlabel=f"{len(parts)} {over}, sorted{sizes}", ylabel="difference of Dice", xticks=[],
+           title=f"{second} minus {first}: above 0 {second} is better")
     ax.legend(frameon=False, loc="upper left")
     return fig

@@ -6,34 +6,32 @@
 __all__ = ['score_slices', 'summarise', 'score_tables', 'baseline_rows', 'evaluate', 'scores_in_words']
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #a67e1627
-import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
-from ..core import write_whole
+from ..core import save_json, save_table
 from ..data.patients import split_state
 from ..data.slices import Slices
-from .plots import plot_overlays, plot_sizes, worst_median_best
-from ..metrics.calibration import calibration_error, fit_temperature, logit_counts, plot_reliability
+from .plots import plot_overlays, plot_reliability, plot_sizes, worst_median_best
+from ..metrics.calibration import calibration_error, fit_temperature, logit_counts
 from ..metrics.intervals import bootstrap_interval, interval_groups
 from ..metrics.masks import TOLERANCE, count_masks, count_tumours, dice, iou, precision, recall, surface_scores
-from ..model.predict import Segmenter
-from ..pictures import figure_png
+from ..pictures import save_figure
 from ..quality.baselines import baseline_scores, baseline_table
+from ..training.run import Run
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #dc73a0e9
 def score_slices(maps: np.ndarray, # float32 (N, H, W), probability maps
                  slices: Slices, # the same N slices, with their truth
                  threshold: float, # a pixel is tumour where its probability is above this
                  ) -> pd.DataFrame: # N rows: those of the table, then the columns below
-    """Scores of each slice: tp, fp, fn in pixels; dice, iou, precision, recall and nsd in 0..1; hd95 in pixels; and the number of
-    tumours, tumours_hit and false_tumours.
-
-    Truth and prediction both empty: Dice 1, NSD 1, HD95 0; only one of them empty: Dice 0, NSD 0, HD95 NaN.
-    """
+    """Scores of each slice: tp, fp, fn in pixels; dice, iou, precision, recall and nsd in 0..1; hd95 in pixels; and the
+    number of tumours, tumours_hit and false_tumours (empty masks by the rules of `dice` and `surface_scores`)."""
     predicted = maps > threshold
     counts, tumours = count_masks(predicted, slices.masks), count_tumours(predicted, slices.masks)
     overlap = {score.__name__: score(counts).numpy() for score in (dice, iou, precision, recall)}
@@ -46,58 +44,72 @@ def _known(number: float) -> float | None:
     "The number for JSON, which has no NaN."
     return None if np.isnan(number) else float(number)
 
+def _interval(name: str, values: np.ndarray, groups: np.ndarray, weights: np.ndarray | None = None) -> dict:
+    "The two keys of a score's interval."
+    return dict(zip((f"{name}_ci_low", f"{name}_ci_high"), map(_known, bootstrap_interval(values, groups, weights))))
+
+def _detection(scores: pd.DataFrame, groups: np.ndarray) -> dict:
+    tumours, hit, false = scores[["tumours", "tumours_hit", "false_tumours"]].to_numpy().T
+    return dict(tumours=int(tumours.sum()), hit=int(hit.sum()),
+                hit_share=float(hit.sum() / tumours.sum()) if tumours.any() else None,
+                **_interval("hit_share", hit / np.maximum(tumours, 1), groups, tumours),
+                false_per_slice=float(false.mean()), **_interval("false_per_slice", false, groups))
+
 def summarise(scores: pd.DataFrame, # from `score_slices`
               ) -> dict: # numbers and text, ready for JSON
-    """Means per slice (`dice_mean`, `iou_mean`, `hd95_mean`, `nsd_mean`, and `dice_median`), values pooled over all pixels (`dice_pooled`,
-    `precision`, `recall`), `detection`, and 95 % intervals over patients, or over slices where a patient is unknown.
+    """Means per slice (`dice_mean`, `iou_mean`, `hd95_mean`, `nsd_mean`, and `dice_median`), values pooled over all
+    pixels (`dice_pooled`, `precision`, `recall`), `detection`, and 95 % intervals over patients, or over slices where a
+    patient is unknown.
 
-    `label` is "box", "contour" or "mixed"; `n_patients` is None where patients are unknown; the interval of one slice's Dice is 0 to 1.
-    Where every slice has the same score, a bootstrap finds no spread: 20 patients without a miss still allow a miss in every seventh.
+    `label` is "box", "contour" or "mixed"; `n_patients` is None where patients are unknown; the interval of one slice's
+    Dice is 0 to 1. Where every slice has the same score, a bootstrap finds no spread: 20 patients without a miss still
+    allow a miss in every seventh.
     """
     groups, over = interval_groups(scores["patient"])
-    def interval(name: str, values: np.ndarray, weights: np.ndarray | None = None) -> dict:
-        return dict(zip((f"{name}_ci_low", f"{name}_ci_high"), map(_known, bootstrap_interval(values, groups, weights))))
-    tp, fp, fn, tumours, hit, false = scores[["tp", "fp", "fn", "tumours", "tumours_hit", "false_tumours"]].to_numpy().T
-    pooled, labels = torch.tensor([tp.sum(), fp.sum(), fn.sum()]), set(scores["label"]) - {""}
-    known = bool((scores["patient"] != "").all())
-    first = interval("dice", scores["dice"]) if len(scores) > 1 else {"dice_ci_low": 0.0, "dice_ci_high": 1.0}
+    patients_known = bool((scores["patient"] != "").all())
+    labels = set(scores["label"]) - {""}
+    tp, fp, fn = scores[["tp", "fp", "fn"]].to_numpy().T
+    pooled = torch.tensor([tp.sum(), fp.sum(), fn.sum()])
+    dice_interval = _interval("dice", scores["dice"], groups)
+    if len(scores) == 1: dice_interval = {"dice_ci_low": 0.0, "dice_ci_high": 1.0}
     return dict(
         label=labels.pop() if len(labels) == 1 else "mixed",
-        n_slices=len(scores), n_patients=scores["patient"].nunique() if known else None,
-        dice_mean=float(scores["dice"].mean()), **first, interval_over=over, dice_median=float(scores["dice"].median()),
-        iou_mean=float(scores["iou"].mean()), **interval("iou", scores["iou"]),
+        n_slices=len(scores), n_patients=scores["patient"].nunique() if patients_known else None,
+        dice_mean=float(scores["dice"].mean()), **dice_interval,
+        interval_over=over, dice_median=float(scores["dice"].median()),
+        iou_mean=float(scores["iou"].mean()), **_interval("iou", scores["iou"], groups),
         # a pooled score is the mean of the slices' scores, weighted by what each is a share of
-        dice_pooled=dice(pooled).item(), **interval("dice_pooled", scores["dice"], 2 * tp + fp + fn),
-        precision=precision(pooled).item(), **interval("precision", scores["precision"], tp + fp),
-        recall=recall(pooled).item(), **interval("recall", scores["recall"], tp + fn),
-        hd95_mean=_known(scores["hd95"].mean()), **interval("hd95", scores["hd95"]),
+        dice_pooled=dice(pooled).item(), **_interval("dice_pooled", scores["dice"], groups, 2 * tp + fp + fn),
+        precision=precision(pooled).item(), **_interval("precision", scores["precision"], groups, tp + fp),
+        recall=recall(pooled).item(), **_interval("recall", scores["recall"], groups, tp + fn),
+        hd95_mean=_known(scores["hd95"].mean()), **_interval("hd95", scores["hd95"], groups),
         hd95_median=_known(scores["hd95"].median()), hd95_slices=int(scores["hd95"].notna().sum()),
-        nsd_mean=float(scores["nsd"].mean()), **interval("nsd", scores["nsd"]), nsd_tolerance=TOLERANCE,
-        detection=dict(tumours=int(tumours.sum()), hit=int(hit.sum()),
-                       hit_share=float(hit.sum() / tumours.sum()) if tumours.any() else None,
-                       **interval("hit_share", hit / np.maximum(tumours, 1), tumours),
-                       false_per_slice=float(false.mean()), **interval("false_per_slice", false)),
+        nsd_mean=float(scores["nsd"].mean()), **_interval("nsd", scores["nsd"], groups), nsd_tolerance=TOLERANCE,
+        detection=_detection(scores, groups),
         empty_rule="both empty: Dice 1, NSD 1, HD95 0; one empty: Dice 0, NSD 0, no HD95")
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #d63dfdc2
-def score_tables(scores: pd.DataFrame, # from `score_slices`
-                 area: int, # pixels of an image, at the size that was scored
-                 ) -> dict[str, list[dict]]: # "by_size", "by_category" and, where the table has it, "by_view": a row a group
-    "Mean Dice with its 95 % interval, mean NSD and tumours hit for each group of slices."
-    share = ((scores["tp"] + scores["fn"]) / area).to_numpy()
-    edges = np.quantile(share[share > 0], (1 / 3, 2 / 3)) if (share > 0).any() else np.zeros(2)
-    low, high = (f"{100 * edge:.2g} %" for edge in edges)
-    names = np.array(["no tumour", f"small, to {low} of the image", f"middle, {low} to {high}", f"large, above {high}"])
-    keys = {"by_size": np.where(share > 0, 1 + np.searchsorted(edges, share), 0)}
-    keys |= {f"by_{column}": scores[column].to_numpy() for column in ("category", "view") if column in scores}
-    return {table: [_group_row(str(names[key] if table == "by_size" else key) or "unknown", scores[values == key]) for key in np.unique(values)]
-            for table, values in keys.items()}
-
 def _group_row(name: str, part: pd.DataFrame) -> dict:
     groups, over = interval_groups(part["patient"])
     low, high = bootstrap_interval(part["dice"], groups)
-    return dict(group=name, slices=len(part), dice=float(part["dice"].mean()), low=_known(low), high=_known(high), over=over,
-                nsd=float(part["nsd"].mean()), tumours=int(part["tumours"].sum()), hit=int(part["tumours_hit"].sum()))
+    return dict(group=name, slices=len(part), dice=float(part["dice"].mean()), low=_known(low), high=_known(high),
+                over=over, nsd=float(part["nsd"].mean()),
+                tumours=int(part["tumours"].sum()), hit=int(part["tumours_hit"].sum()))
+
+def score_tables(scores: pd.DataFrame, # from `score_slices`
+                 area: int, # pixels of an image, at the size that was scored
+                 ) -> dict[str, list[dict]]: # "by_size", "by_category" and "by_view" (where the table has it)
+    "A row for each group of slices: mean Dice with its 95 % interval, mean NSD and tumours hit."
+    share = ((scores["tp"] + scores["fn"]) / area).to_numpy()
+    edges = np.quantile(share[share > 0], (1 / 3, 2 / 3)) if (share > 0).any() else np.zeros(2)
+    low, high = (f"{100 * edge:.2g} %" for edge in edges)
+    names = ["no tumour", f"small, to {low} of the image", f"middle, {low} to {high}", f"large, above {high}"]
+    size = np.where(share > 0, 1 + np.searchsorted(edges, share), 0)
+    tables = {"by_size": [_group_row(names[key], part) for key, part in scores.groupby(size)]}
+    for column in ("category", "view"):
+        if column not in scores: continue
+        tables[f"by_{column}"] = [_group_row(str(key) or "unknown", part) for key, part in scores.groupby(column)]
+    return tables
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #e528e629
 def baseline_rows(scores: pd.DataFrame | None, # from `baseline_scores`; None where there is nothing to copy from
@@ -107,57 +119,74 @@ def baseline_rows(scores: pd.DataFrame | None, # from `baseline_scores`; None wh
     return [{name: _known(value) if isinstance(value, float) else value for name, value in row.items()}
             for row in baseline_table(scores).to_dict("records")]
 
-def evaluate(run: str | Path, # folder of a training
-             slices: Slices, # all splits, opened at the size of the model
-             split: str = "test", # which split to score
-             network: torch.nn.Module | None = None, # a fresh network of the same kind, where the run's is not our U-Net
-             segmenter: Segmenter | None = None, # the run's, where it is open already
-             ) -> dict: # what is in metrics.json
-    """Score a run on a split; writes metrics.json, slices.csv, baselines.csv, overlays/{worst,median,best}.png and plots/{sizes,calibration}.png
-    into it.
+def _pictures(slices: Slices, maps: np.ndarray, scores: pd.DataFrame, threshold: float, counts: np.ndarray,
+              temperature: float | None, split: str) -> Iterator[tuple[str, Figure]]:
+    "The pictures of an evaluation, one at a time, each with its name in the run folder."
+    subject = f"{len(scores)} slices, split {split}"
+    for name, rows in worst_median_best(scores).items():
+        title = f"The {name} of {subject}"
+        yield f"overlays/{name}.png", plot_overlays(slices[rows], maps[rows], scores.iloc[rows], threshold, title)
+    yield "plots/sizes.png", plot_sizes(scores, maps[0].size, f"Dice against tumour size: {subject}")
+    yield "plots/calibration.png", plot_reliability(counts, temperature, f"Calibration: {subject}")
 
-    Scores are at the size of the model. `patients` is "separate", "leak" (on both sides of the split: the score is of people already seen)
-    or "unknown". `calibration` has no temperature where there are no validation slices, `baselines` is empty where there is no "train".
+# %% ../../nbs/evaluation/02_evaluate.ipynb #e528e62a
+def evaluate(run: str | Path | Run, # a training
+             slices: Slices, # its data, all splits, at the size of the model
+             split: str = "test", # which of the run's own splits to score
+             network: torch.nn.Module | None = None, # a fresh one of its kind, where it is not our U-Net
+             ) -> dict: # what is in metrics.json
+    """Score a run on a split of its own; writes metrics.json, slices.csv, baselines.csv, plots/{sizes,calibration}.png
+    and overlays/{worst,median,best}.png into it.
+
+    Scores are at the size of the model. `patients` is "separate", "leak" (on both sides of the split: the score is of
+    people already seen) or "unknown". `calibration` has no temperature where there are no validation slices,
+    `baselines` is empty where there is no "train".
     """
-    run, segmenter, splits = Path(run), segmenter or Segmenter(run, network), set(slices.table["split"])
-    chosen, threshold = slices.in_split(split), segmenter.info.threshold
+    run = Run(run)
+    slices, segmenter = run.slices(slices), run.segmenter(network)
+    splits, threshold = set(slices.table["split"]), segmenter.info.threshold
+    # 1. score: every slice of the split, the validation slices for the temperature, and what needs no learning
+    chosen = slices.in_split(split)
     maps = segmenter.slices(chosen.images)
     scores, counts = score_slices(maps, chosen, threshold), logit_counts(maps, chosen.masks)
-    temperature = None
+    temperature, baselines = None, None
     if split != "valid" and "valid" in splits:
         valid = slices.in_split("valid")
         temperature = fit_temperature(logit_counts(segmenter.slices(valid.images), valid.masks))
-    free = baseline_scores(slices.in_split("train"), chosen) if split != "train" and "train" in splits else None
-    summary = dict(split=split, size=segmenter.info.size, threshold=threshold, patients=split_state(slices), **summarise(scores),
-                   calibration=dict(ece=calibration_error(counts), temperature=temperature,
-                                    ece_after_temperature=calibration_error(counts, temperature) if temperature else None),
-                   **score_tables(scores, maps[0].size), baselines=baseline_rows(free))
-    for name, rows in worst_median_best(scores).items():
-        figure = plot_overlays(chosen[rows], maps[rows], scores.iloc[rows], threshold, f"The {name} of {len(scores)} slices, split {split}")
-        write_whole(run / "overlays" / f"{name}.png", figure_png(figure))
-    title = f"{len(scores)} slices, split {split}"
-    write_whole(run / "plots" / "sizes.png", figure_png(plot_sizes(scores, maps[0].size, f"Dice against tumour size: {title}")))
-    write_whole(run / "plots" / "calibration.png", figure_png(plot_reliability(counts, temperature, f"Calibration: {title}")))
-    write_whole(run / "slices.csv", scores.round(6).to_csv(index=False).encode())
-    if free is None: (run / "baselines.csv").unlink(missing_ok=True)
-    else: write_whole(run / "baselines.csv", free.round(6).to_csv(index=False).encode())
-    write_whole(run / "metrics.json", json.dumps(summary, indent=1, allow_nan=False).encode())
+    if split != "train" and "train" in splits: baselines = baseline_scores(slices.in_split("train"), chosen)
+    # 2. summarise
+    calibration = dict(ece=calibration_error(counts), temperature=temperature,
+                       ece_after_temperature=calibration_error(counts, temperature) if temperature else None)
+    summary = dict(split=split, size=segmenter.info.size, threshold=threshold, patients=split_state(slices),
+                   **summarise(scores), calibration=calibration, **score_tables(scores, maps[0].size),
+                   baselines=baseline_rows(baselines))
+    # 3. write, metrics.json last: where it is, the rest is there too
+    for name, figure in _pictures(chosen, maps, scores, threshold, counts, temperature, split):
+        save_figure(run / name, figure)
+    save_table(run / "slices.csv", scores)
+    if baselines is None: (run / "baselines.csv").unlink(missing_ok=True)
+    else: save_table(run / "baselines.csv", baselines)
+    save_json(run / "metrics.json", summary)
     return summary
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #5c1e7a91
+_WARNINGS = {
+    "leak": ["Patients leak: some are in train too, so this is no score on new patients."],
+    "unknown": ["The patients are unknown: some may be in train too, and then this is no score on new patients."]}
+
 def scores_in_words(summary: dict, # from `evaluate` or `pool_folds`
-             ) -> str: # some lines of text
+                    ) -> str: # some lines of text
     "A summary for a terminal: scores, detection, baselines, and a warning where the score is none on new patients."
     found = summary["detection"]
-    interval = lambda row: "" if row["low"] is None else f" ({row['low']:.3f}-{row['high']:.3f})"
-    return "\n".join([
-        f"{summary['split']}: Dice {summary['dice_mean']:.3f} "
-        f"(95 % interval {summary['dice_ci_low']:.3f}-{summary['dice_ci_high']:.3f} over {summary['interval_over']}), "
-        f"median {summary['dice_median']:.3f}, pooled {summary['dice_pooled']:.3f}, IoU {summary['iou_mean']:.3f}, "
-        f"{summary['n_slices']} slices, {summary['label']} labels, at {summary['size']} px. Both masks empty: 1, one empty: 0.",
-        f"Tumours hit: {found['hit']} of {found['tumours']}; false ones a slice: {found['false_per_slice']:.2f}. "
-        f"Surface within {summary['nsd_tolerance']:g} px: {summary['nsd_mean']:.3f}"
-        + (f"; HD95 {summary['hd95_mean']:.1f} px over {summary['hd95_slices']} slices." if summary["hd95_slices"] else "."),
-        *(f"Without learning, {row['baseline']}: {row['dice']:.3f}{interval(row)}" for row in summary["baselines"]),
-        *{"leak": ["Patients leak: some are in train too, so this is no score on new patients."],
-          "unknown": ["The patients are unknown: some may be in train too, and then this is no score on new patients."]}.get(summary["patients"], [])])
+    lines = [f"{summary['split']}: Dice {summary['dice_mean']:.3f} (95 % interval {summary['dice_ci_low']:.3f}-"
+             f"{summary['dice_ci_high']:.3f} over {summary['interval_over']}), median {summary['dice_median']:.3f}, "
+             f"pooled {summary['dice_pooled']:.3f}, IoU {summary['iou_mean']:.3f}, {summary['n_slices']} slices, "
+             f"{summary['label']} labels, at {summary['size']} px. Both masks empty: 1, one empty: 0.",
+             f"Tumours hit: {found['hit']} of {found['tumours']}; false ones a slice: {found['false_per_slice']:.2f}. "
+             f"Surface within {summary['nsd_tolerance']:g} px: {summary['nsd_mean']:.3f}"]
+    measured = summary["hd95_slices"] # the slices that have an HD95
+    lines[1] += f"; HD95 {summary['hd95_mean']:.1f} px over {measured} slices." if measured else "."
+    for row in summary["baselines"]:
+        interval = "" if row["low"] is None else f" ({row['low']:.3f}-{row['high']:.3f})"
+        lines.append(f"Without learning, {row['baseline']}: {row['dice']:.3f}{interval}")
+    return "\n".join(lines + _WARNINGS.get(summary["patients"], []))

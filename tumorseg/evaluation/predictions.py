@@ -21,6 +21,7 @@ from ..core import InputError, UsageError, new_folder, progress_bar, write_whole
 from ..data.slices import Slices
 from ..metrics.masks import counts_by_threshold, dice
 from ..model.predict import Segmenter
+from ..training.run import Run
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #809bfc32
 def to_percent(maps: np.ndarray, # float32, probabilities, 0..1
@@ -31,8 +32,9 @@ def to_percent(maps: np.ndarray, # float32, probabilities, 0..1
 def to_level(threshold: float, # 0 to 0.99
              ) -> int: # 0..99, in percent
     "The threshold as a whole percentage, the nearest one. UsageError where it is outside 0 to 0.99."
-    if not 0 <= round(100 * threshold) <= 99: raise UsageError(f"The threshold is {threshold}: give one from 0 to 0.99.")
-    return round(100 * threshold)
+    level = round(100 * threshold)
+    if not 0 <= level <= 99: raise UsageError(f"The threshold is {threshold}: give one from 0 to 0.99.")
+    return level
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #88ba3651
 @dataclass
@@ -40,7 +42,7 @@ class Predictions:
     "What one model says about N slices. `truth` is False where the slices have no masks to compare with."
     slices: Slices # N slices of one split
     percent: np.ndarray # uint8 (N, H, W), 0..100, from `to_percent`; usually mapped from disk
-    counts: np.ndarray # int32 (N, 100, 3): true positive, false positive, false negative pixels at thresholds 0, 0.01, ..., 0.99
+    counts: np.ndarray # int32 (N, 100, 3): true positive, false positive, false negative pixels at 0, .01, ..., .99
     threshold: float # the model's own
     name: str # of the model, to be shown
     folder: Path # where tags and exports go
@@ -64,7 +66,7 @@ class Predictions:
     def dice(self,
              threshold: float, # 0 to 0.99
              ) -> np.ndarray: # float32 (N,), 0..1
-        "The Dice of each slice at this threshold. Truth and prediction both empty: 1; only one of them empty: 0."
+        "The Dice of each slice at this threshold (empty masks by the rule of `dice`)."
         return dice(torch.from_numpy(self.pixels(threshold))).numpy()
 
     def dice_of(self,
@@ -75,23 +77,23 @@ class Predictions:
         return dice(torch.from_numpy(self.pixels(threshold)[row])).item()
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #5948594b
-def _numbers(percent: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    return counts_by_threshold(torch.from_numpy(percent), torch.from_numpy(np.array(masks)), torch.arange(100)).int().numpy()
-
 def keep_maps(folder: str | Path, # to be made; what an earlier call wrote there is replaced
               slices: Slices, # N slices
               maps: Iterable[np.ndarray], # float32 (B, H, W), probability maps, one batch after the other, N in all
               key: str = "", # whose maps they are
               ) -> None:
-    "Write maps (percent.npy), the counts of every threshold (counts.npy) and the key (key.txt); nothing stays behind where `maps` raises."
+    """Write maps (percent.npy), the counts of every threshold (counts.npy) and the key (key.txt); nothing stays behind
+    where `maps` raises."""
     shutil.rmtree(folder, ignore_errors=True)
     with new_folder(folder) as unfinished:
         counts, start = np.zeros((len(slices), 100, 3), np.int32), 0
+        header = {"descr": "|u1", "fortran_order": False, "shape": slices.masks.shape}
         with open(unfinished / "percent.npy", "wb") as file: # written, not mapped: the memory stays flat
-            np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": slices.masks.shape})
+            np.lib.format.write_array_header_1_0(file, header)
             for batch in maps:
                 percent, stop = to_percent(batch), start + len(batch)
-                counts[start:stop] = _numbers(percent, slices.masks[start:stop])
+                truth = torch.from_numpy(np.array(slices.masks[start:stop]))
+                counts[start:stop] = counts_by_threshold(torch.from_numpy(percent), truth, torch.arange(100)).numpy()
                 file.write(percent.tobytes())
                 start = stop
         if start != len(slices): raise ValueError(f"{start} maps for {len(slices)} slices")
@@ -100,7 +102,7 @@ def keep_maps(folder: str | Path, # to be made; what an earlier call wrote there
 
 def kept_maps(folder: str | Path, # made by `keep_maps`
               key: str = "", # whose maps are wanted
-              ) -> tuple[np.ndarray, np.ndarray] | None: # percent (N, H, W), mapped from disk; counts (N, 100, 3). None: not there
+              ) -> tuple[np.ndarray, np.ndarray] | None: # percent (N, H, W), mapped from disk, and counts (N, 100, 3)
     "What was kept, opened without reading the maps; None where there is nothing, or it is damaged, or of another key."
     try:
         if key not in (Path(folder) / "key.txt").read_text().split("\n"): return None
@@ -109,7 +111,7 @@ def kept_maps(folder: str | Path, # made by `keep_maps`
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #af3489cb
 def _stamp(slices: Slices) -> str | None:
-    "Whether these are the same slices as before, without reading them all: for slices mapped from files. None for others."
+    "What tells these slices from others without reading them all: for those mapped from files. None for others."
     arrays = slices.images, slices.masks
     if not all(isinstance(array, np.memmap) and array.filename for array in arrays): return None
     digest = hashlib.sha256(slices.table.to_csv(index=False).encode())
@@ -119,39 +121,44 @@ def _stamp(slices: Slices) -> str | None:
         digest.update(np.ascontiguousarray(array[::max(1, len(array) // 16)]))
     return digest.hexdigest()[:16]
 
-def predict_split(run: str | Path, # folder of a run
-                  slices: Slices, # all splits, opened at the size of the model
-                  split: str = "test", # which split to look at
-                  network: torch.nn.Module | None = None, # a fresh network of the same kind, where the run's is not our U-Net
-                  ) -> Predictions: # its tags and exports go into the run folder
-    """The predictions of a run, kept in RUN/predictions/SPLIT and computed with a progress bar where they are not there yet.
+def _maps_of(segmenter: Segmenter, slices: Slices, folder: Path, model: str) -> tuple[np.ndarray, np.ndarray]:
+    "The kept maps and counts of this model and these slices; where they are not in `folder` yet, they are computed."
+    stamp = _stamp(slices)
+    quick = f"{model}, files {stamp}"
+    if stamp and (kept := kept_maps(folder, quick)): return kept
+    key = f"{model}, slices {slices.fingerprint()}"
+    if kept_maps(folder, key) is None:
+        starts = progress_bar(range(0, len(slices), 32), desc="predicting", unit="batch")
+        keep_maps(folder, slices, (segmenter.slices(slices.images[start:start + 32]) for start in starts), key)
+    kept = kept_maps(folder, key)
+    with suppress(InputError): # a run that cannot be written to can be looked at all the same
+        if stamp: write_whole(folder / "key.txt", f"{key}\n{quick}".encode())
+    return kept
 
-    Where no slice of the split has a mask with tumour, the truth counts as unknown. InputError where the model or the split is missing.
+# %% ../../nbs/evaluation/00_predictions.ipynb #af3489cc
+def predict_split(run: str | Path | Run, # a training
+                  slices: Slices, # its data, all splits, at the size of the model
+                  split: str = "test", # which of the run's own splits to look at
+                  network: torch.nn.Module | None = None, # a fresh one of its kind, where it is not our U-Net
+                  ) -> Predictions: # its tags and exports go into the run folder
+    """The predictions of a run, kept in RUN/predictions/SPLIT; computed with a progress bar where they are not there.
+
+    Where no slice of the split has a mask with tumour, the truth counts as unknown. InputError where the model or the
+    split is missing.
     """
-    run, slices, segmenter = Path(run), slices.in_split(split), Segmenter(run, network)
-    folder = run / "predictions" / split
-    try: model = (run / "model.safetensors").read_bytes()
-    except OSError as error: raise InputError(f"{run}: its model.safetensors cannot be read ({error.strerror}). Train again.") from None
-    asked, stamp = f"percent 1, model {hashlib.sha256(model).hexdigest()[:16]}", _stamp(slices)
-    kept = kept_maps(folder, f"{asked}, files {stamp}") if stamp else None
-    if kept is None:
-        key = f"{asked}, slices {slices.fingerprint()}"
-        kept = kept_maps(folder, key)
-        if kept is None:
-            starts = progress_bar(range(0, len(slices), 32), desc="predicting", unit="batch")
-            keep_maps(folder, slices, (segmenter.slices(slices.images[start:start + 32]) for start in starts), key)
-            kept = kept_maps(folder, key)
-        with suppress(InputError): # a run that cannot be written to can be looked at all the same
-            if stamp: write_whole(folder / "key.txt", f"{key}\n{asked}, files {stamp}".encode())
-    truth = bool(kept[1][:, 0, [0, 2]].any()) # a pixel that is tumour is found or missed
-    return Predictions(slices, *kept, segmenter.info.threshold, run.name, run, truth)
+    run = Run(run)
+    chosen, segmenter = run.slices(slices).in_split(split), run.segmenter(network)
+    model = hashlib.sha256((run.path / "model.safetensors").read_bytes()).hexdigest()[:16]
+    percent, counts = _maps_of(segmenter, chosen, run.path / "predictions" / split, f"percent 1, model {model}")
+    truth = bool(counts[:, 0, [0, 2]].any()) # a pixel that is tumour is found or missed
+    return Predictions(chosen, percent, counts, segmenter.info.threshold, run.name, run.path, truth)
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #7656c6c4
 ORDERS = ("worst Dice", "largest tumour", "patient", "disagreement in area", "as in the data")
 
 def orders(predictions: Predictions, # with or without truth
-           ) -> tuple[str, ...]: # those of `ORDERS` that make sense
-    "The orders that these predictions can be put into: without truth neither Dice nor disagreement, without patients none by patient."
+           ) -> tuple[str, ...]: # some of `ORDERS`
+    "The orders that make sense here: without truth neither Dice nor disagreement, without patients none by patient."
     senseless = set() if predictions.truth else {"worst Dice", "disagreement in area"}
     if not (predictions.slices.table["patient"] != "").any(): senseless.add("patient")
     return tuple(name for name in ORDERS if name not in senseless)
@@ -160,9 +167,11 @@ def in_order(predictions: Predictions, # N slices
              by: str, # one of `orders(predictions)`
              threshold: float, # at which Dice and areas are taken
              ) -> np.ndarray: # int64 (N,), rows
-    "The rows, first the one to look at first; equal ones stay as they are in the data. Without truth the predicted tumour is measured."
+    """The rows, first the one to look at first; equal ones stay as they are in the data. Without truth the predicted
+    tumour is measured."""
     tp, fp, fn = predictions.pixels(threshold).T
-    if by not in orders(predictions): raise UsageError(f"No order '{by}' here: choose one of {', '.join(orders(predictions))}.")
+    if by not in orders(predictions):
+        raise UsageError(f"No order '{by}' here: choose one of {', '.join(orders(predictions))}.")
     if by == "patient": return predictions.slices.table["patient"].argsort(kind="stable").to_numpy()
     if by == "worst Dice": return predictions.dice(threshold).argsort(kind="stable")
     if by == "largest tumour": return (-(tp + (fn if predictions.truth else fp))).argsort(kind="stable")
@@ -195,9 +204,11 @@ def of_patient(predictions: Predictions, # N slices
 def differing(first: Predictions, # of one run
               second: Predictions, # of another run, on the same slices
               ) -> np.ndarray: # int64 (N,), pixels of the first's size
-    "On how many pixels of each slice the two disagree, each at its own threshold. InputError where they are not of the same slices."
+    "On how many pixels of each slice the two disagree, each at its own threshold. InputError where the slices differ."
     if list(first.slices.table["name"]) != list(second.slices.table["name"]):
-        raise InputError(f"{first.name} and {second.name} were asked about different slices. Give both the same data and the same split.")
-    sides = [np.arange(side) * other // side for side, other in zip(first.percent.shape[1:], second.percent.shape[1:])]
-    return np.array([(first.mask(row, first.threshold) != second.mask(row, second.threshold)[np.ix_(*sides)]).sum()
+        raise InputError(f"{first.name} and {second.name} were asked about different slices. "
+                         "Give both the same data and the same split.")
+    sides = zip(first.percent.shape[1:], second.percent.shape[1:])
+    nearest = np.ix_(*(np.arange(side) * other // side for side, other in sides)) # pixels of the second
+    return np.array([(first.mask(row, first.threshold) != second.mask(row, second.threshold)[nearest]).sum()
                      for row in range(len(first))], np.int64)

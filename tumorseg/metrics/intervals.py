@@ -24,28 +24,31 @@ def bootstrap_interval(values: np.ndarray, # float (N,), a score for each slice;
                        draws: int = 2000, # samples with replacement
                        seed: int = 0, # of the draws
                        ) -> tuple[float, float]: # low and high; NaN where fewer than two groups are left
-    """95 % interval of the (weighted) mean over slices, drawing whole groups with replacement: a cluster bootstrap, with percentiles
-    widened for few groups (Hesterberg 2015, doi 10.1080/00031305.2015.1089789, section 3.2)."""
-    values, weights = np.asarray(values, float), np.ones(len(values)) if weights is None else np.asarray(weights, float)
-    some = ~np.isnan(values) & (weights > 0)
-    _, group = np.unique(np.asarray(groups)[some], return_inverse=True)
-    sums, sizes = np.bincount(group, (values * weights)[some]), np.bincount(group, weights[some])
+    """95 % interval of the (weighted) mean over slices, drawing entire groups with replacement: cluster bootstrap,
+    percentiles widened for few groups (Hesterberg 2015, doi 10.1080/00031305.2015.1089789, section 3.2)."""
+    values = np.asarray(values, float)
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, float)
+    scored = ~np.isnan(values) & (weights > 0)
+    _, group = np.unique(np.asarray(groups)[scored], return_inverse=True)
+    sums, sizes = np.bincount(group, (values * weights)[scored]), np.bincount(group, weights[scored])
     count = len(sums)
     if count < 2: return float("nan"), float("nan")
     drawn = np.random.default_rng(seed).integers(0, count, (draws, count))
+    means = sums[drawn].sum(1) / sizes[drawn].sum(1)
     level = 100 * norm.cdf(np.sqrt(count / (count - 1)) * t.ppf(.025, count - 1)) # 2.5 for many groups, less for few
-    low, high = np.percentile(sums[drawn].sum(1) / sizes[drawn].sum(1), (level, 100 - level))
+    low, high = np.percentile(means, (level, 100 - level))
     return float(low), float(high)
 
 # %% ../../nbs/metrics/01_intervals.ipynb #03550438
 def paired_test(differences: np.ndarray, # float (N,), a difference for each slice; slices with NaN are left out
                 groups: np.ndarray, # (N,), who each slice belongs to: the patient, or the slice itself
                 ) -> float: # 0..1, two-sided; NaN where fewer than two groups are left
-    "p value of the mean difference, by swapping the runs in whole groups (permutation test on paired samples, up to 9999 swaps)."
+    "p value of the mean difference: the runs swapped group by group, a permutation test of up to 9999 swaps."
     differences = np.asarray(differences, float)
-    some = ~np.isnan(differences)
-    _, group = np.unique(np.asarray(groups)[some], return_inverse=True)
-    sums = np.bincount(group, differences[some])
+    scored = ~np.isnan(differences)
+    _, group = np.unique(np.asarray(groups)[scored], return_inverse=True)
+    sums = np.bincount(group, differences[scored])
     if len(sums) < 2: return float("nan")
-    mean = lambda a, b, axis: (a - b).sum(axis)
-    return float(permutation_test((sums, 0 * sums), mean, permutation_type="samples", vectorized=True, n_resamples=9999, rng=0).pvalue)
+    def total(a, b, axis): return (a - b).sum(axis)
+    test = permutation_test((sums, 0 * sums), total, n_resamples=9999, rng=0, permutation_type="samples")
+    return float(test.pvalue)

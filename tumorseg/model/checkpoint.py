@@ -21,15 +21,20 @@ from .unet import UNet
 
 # %% ../../nbs/model/03_checkpoint.ipynb #42ce2bf2
 def _pack(tensors: dict[str, Tensor], facts: dict) -> bytes:
-    return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"tumorseg": json.dumps(facts)})
+    "A safetensors file with our facts as JSON in its header."
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    return save(tensors, {"tumorseg": json.dumps(facts)})
 
 def _unpack(path: Path) -> tuple[dict[str, Tensor], dict]:
+    "Tensors and facts of such a file."
     try:
         with safe_open(path, "pt") as file: facts = json.loads((file.metadata() or {})["tumorseg"])
         return load_file(path), facts
-    except FileNotFoundError: raise InputError(f"{path}: not found. Give the folder of a training that has finished an epoch.") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found. Give the folder of a training that has finished an epoch.") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: not a file that tumorseg wrote, or damaged ({error}). Train again or copy it again.") from None
+        raise InputError(f"{path}: not a file that tumorseg wrote, or damaged ({error}). "
+                         "Train again or copy it again.") from None
 
 def save_model(path: str | Path, # usually RUN/model.safetensors
                network: nn.Module, # a `UNet`, or a network of your own
@@ -50,12 +55,15 @@ def load_model(path: str | Path, # written by `save_model`
         name = architecture.pop("name")
         if network is None:
             if name != "UNet":
-                raise InputError(f"{path}: was trained with {name}, not with our U-Net. Give a fresh one: load_model(path, network).")
+                raise InputError(f"{path}: was trained with {name}, not with our U-Net. "
+                                 "Give a fresh one: load_model(path, network).")
+            # Nobody's file may have us build a network that fills the memory
             if max(architecture["width"], architecture["channels"]) > 4096 or architecture["depth"] > 8:
                 raise ValueError("absurd architecture")
             network = UNet(**architecture)
         network.load_state_dict(tensors)
-        info = ModelInfo(int(info["size"]), tuple(map(float, info["mean"])), tuple(map(float, info["std"])), float(info["threshold"]))
+        mean, std = (tuple(map(float, info[name])) for name in ("mean", "std"))
+        info = ModelInfo(int(info["size"]), mean, std, float(info["threshold"]))
     except InputError: raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: its weights do not fit its architecture ({str(error).splitlines()[0]}). "
@@ -70,8 +78,8 @@ def save_training(path: str | Path, # usually RUN/last/training.safetensors
                   facts: dict, # numbers and text (JSON) to find again: next epoch, best Dice, ...
                   ) -> None:
     "Write all that a resumed training needs, in one step."
-    tensors = {f"{part}.{name}": value for part, module in (("network", network), ("average", average))
-               for name, value in module.state_dict().items()}
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
     write_whole(path, _pack(tensors, facts))
@@ -83,17 +91,21 @@ def load_training(path: str | Path, # written by `save_training`
                   ) -> dict: # the facts given to `save_training`
     "Put a training back where it was; InputError where the file is damaged or belongs to another network."
     tensors, facts = _unpack(Path(path))
+    def part(of: str) -> dict[str, Tensor]:
+        return {name.removeprefix(of): value for name, value in tensors.items() if name.startswith(of)}
     state: dict[int, dict] = {}
     try:
-        for part, module in (("network", network), ("average", average)):
-            module.load_state_dict({name[8:]: value for name, value in tensors.items() if name.startswith(f"{part}.")})
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, number, name = key.split(".")
-                state.setdefault(int(number), {})[name] = value
+        network.load_state_dict(part("network."))
+        average.load_state_dict(part("average."))
+        for key, value in part("optimizer.").items():
+            number, name = key.split(".")
+            state.setdefault(int(number), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        for weight, values in optimizer.state.items(): # in the weights' own memory order (channels_last), as a fused optimiser wants them
-            values.update({name: torch.empty_like(weight).copy_(value) for name, value in values.items() if value.shape == weight.shape})
+        # In the weights' own memory order (channels_last), as a fused optimiser wants them
+        for weight, values in optimizer.state.items():
+            for name, value in values.items():
+                if value.shape == weight.shape: values[name] = torch.empty_like(weight).copy_(value)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: belongs to another network ({str(error).splitlines()[0]}). Train in a new folder.") from None
+        raise InputError(f"{path}: belongs to another network ({str(error).splitlines()[0]}). "
+                         "Train in a new folder.") from None
     return facts

@@ -44,16 +44,19 @@ class ModelInfo:
     threshold: float = 0.5 # a pixel is tumour where its probability is above this
 
 def measure_normalisation(images: np.ndarray, # uint8 (N, C, H, W)
-                          ) -> tuple[tuple[float, ...], tuple[float, ...]]: # mean and standard deviation of each channel, in grey values
-    "Mean and standard deviation of each channel, from at most 1000 slices evenly spread, so that a large set is not read whole."
-    some = images[:: max(1, len(images) // 1000)].astype(np.float32)
-    return tuple(some.mean((0, 2, 3)).round(3).tolist()), tuple(some.std((0, 2, 3)).clip(1).round(3).tolist())
+                          ) -> tuple[tuple[float, ...], tuple[float, ...]]: # of each channel, in grey values
+    "Mean and standard deviation, from about 1000 slices evenly spread, so that a large set is not read whole."
+    sample = images[:: max(1, len(images) // 1000)].astype(np.float32)
+    mean = sample.mean((0, 2, 3)).round(3)
+    std = sample.std((0, 2, 3)).clip(1).round(3)            # at least 1, for we divide by it
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 def normalise(images: Tensor, # uint8 (B, C, H, W)
               info: ModelInfo, # with the mean and deviation
               ) -> Tensor: # float32 (B, C, H, W), about 0 with deviation 1
     "Grey values as the network wants them: (image - mean) / std, each channel by its own."
-    mean, std = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (info.mean, info.std))
+    mean = torch.tensor(info.mean, device=images.device).view(1, -1, 1, 1)
+    std = torch.tensor(info.std, device=images.device).view(1, -1, 1, 1)
     return (images.float() - mean) / std
 
 # %% ../../nbs/model/02_inference.ipynb #28721533

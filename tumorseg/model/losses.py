@@ -13,9 +13,11 @@ from torch.nn import functional as F
 def soft_dice_loss(logits: Tensor, # float (B, 1, H, W)
                    masks: Tensor, # 0/1 of any dtype, (B, 1, H, W)
                    ) -> Tensor: # float32 scalar, 0..1
-    "One minus the soft Dice of each slice, mean over the batch; smoothed by one pixel, so that empty masks have a gradient."
+    """One minus the soft Dice of each slice, mean over the batch; smoothed by one pixel, so that empty masks have a
+    gradient."""
     probability, masks = logits.float().sigmoid().flatten(1), masks.float().flatten(1)
-    overlap, areas = (probability * masks).sum(1), probability.sum(1) + masks.sum(1)
+    overlap = (probability * masks).sum(1)
+    areas = probability.sum(1) + masks.sum(1)
     return (1 - (2 * overlap + 1) / (areas + 1)).mean()
 
 # %% ../../nbs/model/01_losses.ipynb #1398bf0a
@@ -24,4 +26,5 @@ def dice_ce_loss(logits: Tensor, # float (B, 1, H, W)
                  dice_weight: float = 1.0, # of the Dice loss; the cross-entropy has 1
                  ) -> Tensor: # float32 scalar, 0 or more
     "Soft Dice loss, weighted, plus binary cross-entropy."
-    return dice_weight * soft_dice_loss(logits, masks) + F.binary_cross_entropy_with_logits(logits.float(), masks.float())
+    entropy = F.binary_cross_entropy_with_logits(logits.float(), masks.float())
+    return dice_weight * soft_dice_loss(logits, masks) + entropy

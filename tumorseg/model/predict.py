@@ -22,7 +22,7 @@ class Segmenter:
     "A trained model, ready for pictures of any size. Give it the folder of a run, or a model file."
     def __init__(self,
                  run: str | Path, # folder of a run, or its model.safetensors
-                 network: torch.nn.Module | None = None, # a fresh network of the same kind, where the run's is not our U-Net
+                 network: torch.nn.Module | None = None, # a fresh one of its kind, where the run's is not our U-Net
                  ):
         path = Path(run)
         if path.is_dir(): path = path / "model.safetensors"
@@ -34,9 +34,10 @@ class Segmenter:
                images: np.ndarray, # uint8 (N, C, size, size), already of the model's size
                ) -> np.ndarray: # float32 (N, size, size), 0..1
         "Probability maps of slices from `open_data`. InputError where they are of another size or number of channels."
-        if images.shape[1:] != (self.channels, self.info.size, self.info.size):
+        size = self.info.size
+        if images.shape[1:] != (self.channels, size, size):
             raise InputError(f"The slices are {images.shape[1:]} (channels, height, width), the model was trained on "
-                             f"{(self.channels, self.info.size, self.info.size)}. Open the data at size {self.info.size}.")
+                             f"{(self.channels, size, size)}. Open the data at size {size}.")
         return probabilities(self.network, images, self.info)
 
     def __call__(self,
@@ -47,7 +48,9 @@ class Segmenter:
         image = image[None] if image.ndim == 2 else image
         if len(image) != self.channels:
             raise InputError(f"The picture has {len(image)} channels, the model was trained on {self.channels}.")
-        return from_square(self.slices(to_square(image, self.info.size)[None])[0], *image.shape[1:])
+        square = to_square(image, self.info.size)
+        probability = self.slices(square[None])[0]
+        return from_square(probability, *image.shape[1:])
 
     def mask(self,
              picture: str | Path | np.ndarray, # as in the call
@@ -61,7 +64,7 @@ def predict_files(segmenter: Segmenter, # the model
                   out: str | Path, # folder for the results, made where it is missing
                   ) -> tuple[list[dict], list[str]]: # a row a file: file, mask, tumour_share, highest; and the problems
     "Write NAME_mask.png (0 and 255, of the file's size) and NAME_overlay.png for each file."
-    files, out = [Path(file) for file in files], Path(out)
+    files, out = list(map(Path, files)), Path(out)
     stems = [file.stem for file in files]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
@@ -72,10 +75,12 @@ def predict_files(segmenter: Segmenter, # the model
         try:
             image = read_image(file, segmenter.channels)
             probability = segmenter(image)
-        except InputError as error: problems += error.problems; continue
-        mask = probability > segmenter.info.threshold
-        write_whole(out / f"{file.stem}_mask.png", to_png(mask.astype(np.uint8) * np.uint8(255)))
+        except InputError as error:
+            problems += error.problems
+            continue
+        mask, written = probability > segmenter.info.threshold, out / f"{file.stem}_mask.png"
+        write_whole(written, to_png(mask.astype(np.uint8) * np.uint8(255)))
         write_whole(out / f"{file.stem}_overlay.png", to_png(overlay(image, mask)))
-        done.append(dict(file=str(file), mask=str(out / f"{file.stem}_mask.png"), tumour_share=float(mask.mean()),
+        done.append(dict(file=str(file), mask=str(written), tumour_share=float(mask.mean()),
                          highest=float(probability.max())))
     return done, problems

@@ -18,39 +18,46 @@ from ..metrics.masks import count_masks, dice
 # %% ../../nbs/quality/01_baselines.ipynb #8035f559
 def constant_mask(train: Slices, # to learn it from
                   ) -> np.ndarray: # uint8 (H, W) of 0 and 1
-    "The mean mask of the training slices, cut where the mean Dice per slice on them is best; forty cuts are tried, and the empty mask."
-    mean = sum(block.sum(0, dtype=np.float64) for block in np.array_split(train.masks, max(1, len(train) // 64))).ravel() / len(train)
+    """The mean mask of the training slices, cut where the mean Dice per slice on them is best; forty cuts are tried,
+    and the empty mask.
+    """
+    blocks = np.array_split(train.masks, max(1, len(train) // 64)) # so that few masks are in memory at a time
+    mean = sum(block.sum(0, dtype=np.float64) for block in blocks).ravel() / len(train)
     cuts = np.append(np.linspace(0, mean.max(), 41)[1:], np.inf)
     candidates = (mean[:, None] >= cuts).astype(np.float32) # (pixels, cuts)
-    total = np.zeros(len(cuts))
+    total = np.zeros(len(cuts)) # Dice of each candidate, summed over the slices
     for start in range(0, len(train), 64):
         masks = train.masks[start:start + 64].reshape(-1, len(mean)).astype(np.float32)
-        both, one = masks @ candidates, masks.sum(1, keepdims=True) + candidates.sum(0)
-        total += np.where(one > 0, 2 * both / np.maximum(one, 1), 1).sum(0)
+        both, either = masks @ candidates, masks.sum(1, keepdims=True) + candidates.sum(0)
+        total += np.where(either > 0, 2 * both / np.maximum(either, 1), 1).sum(0)
     return candidates[:, total.argmax()].reshape(train.masks.shape[1:]).astype(np.uint8)
 
 # %% ../../nbs/quality/01_baselines.ipynb #b00d3944
 def copied_masks(train: Slices, # to copy from
                  test: Slices, # of the same size
-                 own: bool = True, # whether slices of the patient itself may be copied; otherwise patients must be known
+                 own: bool = True, # whether the patient's own slices may be copied; if not, all patients must be known
                  ) -> np.ndarray: # uint8 (N, H, W), a mask for each slice of `test`
-    "The label of the most correlated training slice. InputError where the patient's own are to be left out and some patient is unknown."
+    """The label of the most correlated training slice. InputError where the patient's own are to be left out and some
+    patient is unknown.
+    """
     groups = (None, None) if own else (test.table["patient"].to_numpy(), train.table["patient"].to_numpy())
-    if not own and "" in {*groups[0], *groups[1]}: raise InputError("Some patients are unknown: their own slices cannot be left out.")
+    if not own and "" in {*groups[0], *groups[1]}:
+        raise InputError("Some patients are unknown: their own slices cannot be left out.")
     rows, _ = nearest(thumbnails(test), thumbnails(train), *groups)
     return np.stack([train.masks[row] for row in rows])
 
 # %% ../../nbs/quality/01_baselines.ipynb #937427d6
 def baseline_scores(train: Slices, # what a model would learn from
                     test: Slices, # what it would be scored on
-                    contours: Slices | None = None, # expert contours of some of the slices of `test`, of the same names and size
+                    contours: Slices | None = None, # expert contours of some of `test`, under the same names
                     ) -> pd.DataFrame: # a row for each baseline and slice: baseline, name, patient, dice
-    """Dice of each slice (both empty 1, one empty 0) for what has learnt nothing. Without the patient's own slices, only those count whose
-    patient is known, on both sides."""
+    """Dice of each slice (by the rule of `dice` for empty masks) for what has learnt nothing. Without the patient's own
+    slices, only those count whose patient is known, on both sides.
+    """
     parts = []
-    def add(name: str, predicted: np.ndarray, scored: Slices) -> None:
+    def add(baseline: str, predicted: np.ndarray, scored: Slices) -> None:
         scores = dice(count_masks(predicted, scored.masks)).numpy()
-        parts.append(scored.table[["name", "patient"]].assign(baseline=name, dice=scores))
+        parts.append(scored.table[["name", "patient"]].assign(baseline=baseline, dice=scores))
     add("all background", np.broadcast_to(np.uint8(0), test.masks.shape), test)
     add("one mask for all", np.broadcast_to(constant_mask(train), test.masks.shape), test)
     add("most alike slice copied", copied_masks(train, test), test)
@@ -58,16 +65,18 @@ def baseline_scores(train: Slices, # what a model would learn from
     if len(train_known) and len(test_known):
         add("the same, not of the patient", copied_masks(train_known, test_known, own=False), test_known)
     if contours is not None:
-        place = {name: row for row, name in enumerate(contours.table["name"])}
-        chosen = test[test.table["name"].isin(place).to_numpy()]
-        if len(chosen): add("expert contour", contours[[place[name] for name in chosen.table["name"]]].masks, chosen)
+        row_of = {name: row for row, name in enumerate(contours.table["name"])}
+        drawn = test[test.table["name"].isin(row_of).to_numpy()]
+        if len(drawn): add("expert contour", contours[[row_of[name] for name in drawn.table["name"]]].masks, drawn)
     return pd.concat(parts, ignore_index=True)
 
 def baseline_table(scores: pd.DataFrame, # from `baseline_scores`, of one test set or of several put together
                    ) -> pd.DataFrame: # a row a baseline: baseline, dice, low, high, slices, over
     "Mean Dice per slice with its 95 % interval; `slices` says on how many a row was computed."
-    def row(name: str, part: pd.DataFrame) -> dict:
+    rows = []
+    for baseline, part in scores.groupby("baseline", sort=False):
         groups, over = interval_groups(part["patient"])
         low, high = bootstrap_interval(part["dice"], groups)
-        return dict(baseline=name, dice=float(part["dice"].mean()), low=low, high=high, slices=len(part), over=over)
-    return pd.DataFrame([row(name, part) for name, part in scores.groupby("baseline", sort=False)])
+        score = float(part["dice"].mean())
+        rows.append(dict(baseline=baseline, dice=score, low=low, high=high, slices=len(part), over=over))
+    return pd.DataFrame(rows)

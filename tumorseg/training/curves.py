@@ -8,40 +8,45 @@ __all__ = ['plot_history']
 # %% ../../nbs/training/04_curves.ipynb #445477d9
 import sys
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from ..core import in_notebook
+from ..pictures import BLACK, BLUE, VERMILION, figure_png
 
 # %% ../../nbs/training/04_curves.ipynb #e05d39e9
-def plot_history(history: pd.DataFrame, # of a run's history.csv
-                 ) -> Figure:
+def plot_history(history: pd.DataFrame | list[dict], # of a run: its history.csv, or the rows of one
+                 epochs: int | None = None, # the axis goes to this many; None: to the last there is
+                 ) -> Figure: # a cell's last value shows it, plt.show() does not
     "Losses on the left, validation Dice on the right, over epochs."
-    fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
-    left.plot(history["epoch"], history["train_loss"], "--", color="#D55E00", label="training")
-    left.plot(history["epoch"], history["valid_loss"], color="#0072B2", label="validation")
-    right.plot(history["epoch"], history["valid_dice"], color="#0072B2", marker="." if len(history) < 40 else "")
-    best = history["valid_dice"].idxmax()
-    right.plot(history["epoch"][best], history["valid_dice"][best], "o", mfc="none", color="black",
-               label=f"best: {history['valid_dice'][best]:.3f}")
+    table = pd.DataFrame(history)
+    epoch, scores = table["epoch"], table["valid_dice"]
+    dots = "." if len(table) < 9 else ""
+    fig = Figure(figsize=(8, 2.6), layout="constrained")
+    left, right = fig.subplots(1, 2)
+    left.plot(epoch, table["train_loss"], "--", marker=dots, color=VERMILION, label="training")
+    left.plot(epoch, table["valid_loss"], marker=dots, color=BLUE, label="validation")
     left.set(xlabel="epoch", ylabel="loss", title="Loss")
+    right.plot(epoch, scores, marker="." if len(table) < 40 else "", color=BLUE)
+    best = scores.idxmax()
+    right.plot(epoch[best], scores[best], "o", ms=9, mfc="none", color=BLACK, label=f"best: {scores[best]:.3f}")
     right.set(xlabel="epoch", ylabel="Dice", ylim=(0, 1), title="Validation Dice, mean per slice")
     for ax in (left, right):
         ax.legend(frameon=False)
         ax.xaxis.get_major_locator().set_params(integer=True)
+        if epochs: ax.set_xlim(.5, epochs + .5)
     return fig
 
+# %% ../../nbs/training/04_curves.ipynb #0f6c1b92
 def _report(progress: tqdm, history: list[dict], epochs: int) -> None:
-    "Show the last epoch: a curve that is redrawn in a notebook, a line elsewhere."
+    "Show the last epoch: a picture that is drawn anew in a notebook, a line elsewhere."
     row = history[-1]
     line = (f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.3f}  valid loss {row['valid_loss']:.3f}  "
             f"valid Dice {row['valid_dice']:.3f}  {row['slices_per_second']:.0f} slices/s")
     if not in_notebook(): return tqdm.write(line, file=sys.stderr)
-    from IPython.display import display
+    from IPython.display import Image, display
     progress.set_postfix_str(line, refresh=False)
-    fig = plot_history(pd.DataFrame(history))
-    if not hasattr(progress, "curve"): progress.curve = display(fig, display_id=True)
-    else: progress.curve.update(fig)
-    plt.close(fig)
+    picture = Image(figure_png(plot_history(history, epochs), dpi=90))
+    if hasattr(progress, "curve"): progress.curve.update(picture)
+    else: progress.curve = display(picture, display_id=True)

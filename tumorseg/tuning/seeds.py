@@ -6,7 +6,6 @@
 __all__ = ['paired_difference', 'score_repeats', 'repeat', 'plot_repeats']
 
 # %% ../../nbs/tuning/04_seeds.ipynb #7b765b3e
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,24 +15,26 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..core import InputError, UsageError, write_whole
+from ..core import InputError, UsageError, save_json, save_table
 from ..data.slices import Slices
 from ..metrics.intervals import interval_groups
-from ..model.checkpoint import load_model
-from ..model.inference import best_device, probabilities
+from ..pictures import BLUE, GREY
 from ..training.config import Config
-from ..training.run import read_config
-from ..training.train import resume, train
+from ..training.run import Run
+from ..training.train import train
 from .tune import Development, dice_at
 
 # %% ../../nbs/tuning/04_seeds.ipynb #2925eb8a
 def paired_difference(scores: pd.DataFrame, # from `repeat`: which ("best", "start"), seed, name, patient, dice
                       draws: int = 2000, # of seeds and patients, with replacement
                       seed: int = 0, # of the draws
-                      ) -> dict: # difference, ci_low, ci_high, best, start, by_seed, n_slices, n_patients, n_seeds, interval_over, better
-    """Mean Dice of `best` minus that of `start` over slices and seeds, and its 95 % interval over patients (slices, where a patient is
-    unknown) and seeds. `better` is whether the whole interval lies above 0. UsageError where the two have not scored the same slices with
-    the same seeds."""
+                      ) -> dict: # as below
+    """Mean Dice of `best` minus that of `start`, over slices and seeds, and its 95 % interval over patients (slices,
+    where a patient is unknown) and seeds. UsageError where the two have not scored the same slices with the same seeds.
+
+    Keys: difference, ci_low, ci_high, best, start, by_seed, n_slices, n_patients, n_seeds, interval_over, and better:
+    whether the whole interval lies above 0.
+    """
     wide = scores.pivot_table("dice", ["which", "seed"], "name", sort=True)
     pairs = {which: wide.loc[which] for which in ("best", "start") if which in wide.index}
     if len(pairs) < 2 or wide.isna().any(axis=None) or list(pairs["best"].index) != list(pairs["start"].index):
@@ -42,14 +43,17 @@ def paired_difference(scores: pd.DataFrame, # from `repeat`: which ("best", "sta
     patients = scores.drop_duplicates("name").set_index("name")["patient"].fillna("")[wide.columns]
     groups, over = interval_groups(patients)
     _, group = np.unique(groups, return_inverse=True)
-    sums, sizes = np.stack([np.bincount(group, row) for row in delta]), np.bincount(group) # (seeds, patients), (patients,)
+    sums = np.stack([np.bincount(group, row) for row in delta]) # (seeds, patients)
+    sizes = np.bincount(group) # slices of each patient
     random = np.random.default_rng(seed)
-    seeds = random.multinomial(len(delta), np.full(len(delta), 1 / len(delta)), draws)
+    seeds = random.multinomial(len(delta), np.full(len(delta), 1 / len(delta)), draws) # how often each is drawn
     people = random.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), draws)
-    low, high = np.percentile(np.einsum("ds,dp,sp->d", seeds, people, sums) / (len(delta) * (people @ sizes)), (2.5, 97.5))
-    return dict(difference=float(delta.mean()), ci_low=float(low), ci_high=float(high), best=float(pairs["best"].to_numpy().mean()),
-                start=float(pairs["start"].to_numpy().mean()),
-                by_seed={int(seed): float(row.mean()) for seed, row in zip(pairs["best"].index, delta)}, n_slices=delta.shape[1],
+    means = np.einsum("ds,dp,sp->d", seeds, people, sums) / (len(delta) * (people @ sizes))
+    low, high = np.percentile(means, (2.5, 97.5))
+    return dict(difference=float(delta.mean()), ci_low=float(low), ci_high=float(high),
+                best=float(pairs["best"].to_numpy().mean()), start=float(pairs["start"].to_numpy().mean()),
+                by_seed={int(seed): float(row.mean()) for seed, row in zip(pairs["best"].index, delta)},
+                n_slices=delta.shape[1],
                 n_patients=patients.nunique() if (patients != "").all() else None, n_seeds=len(delta),
                 interval_over=over + (" and seeds" if len(delta) > 1 else ""), better=bool(low > 0))
 
@@ -58,39 +62,37 @@ def score_repeats(open_at: Callable[[int], Slices], # opens the data at a size i
                   out: str | Path, # folder that `repeat` has filled
                   split: str = "valid", # which slices; "test" only once all choices are made
                   ) -> pd.DataFrame: # which, seed, name, patient, dice; a row for each run and slice
-    "Dice of each slice under each run of `repeat`, at the size of the start. Both masks empty: 1; only one of them empty: 0."
-    runs = sorted(Path(out).glob("*-[0-9]*/model.safetensors"))
+    "Dice of each slice under each run of `repeat`, at the size of the start. Both empty: 1; only one of them empty: 0."
+    runs = [Run(model.parent) for model in sorted(Path(out).glob("*-[0-9]*/model.safetensors"))]
     if not runs: raise InputError(f"{out}: has no runs of a repeat. Train them first.")
-    size = {read_config(path.parent)["size"] for path in runs if path.parent.name.startswith("start-")}
-    truth, parts = open_at(size.pop()).in_split(split), []
-    for path in runs:
-        which, seed = path.parent.name.rsplit("-", 1)
-        network, info = load_model(path)
-        maps = probabilities(network.to(best_device()), open_at(info.size).in_split(split).images, info)
-        parts.append(truth.table[["name", "patient"]].assign(which=which, seed=int(seed), dice=dice_at(maps, truth.masks, info.threshold)))
-    return pd.concat(parts, ignore_index=True)
+    size = {run.size for run in runs if run.name.startswith("start-")}
+    truth, scores = open_at(size.pop()).in_split(split), []
+    for run in runs:
+        which, seed = run.name.rsplit("-", 1)
+        segmenter = run.segmenter()
+        maps = segmenter.slices(open_at(run.size).in_split(split).images)
+        rows = truth.table[["name", "patient"]].assign(which=which, seed=int(seed))
+        scores.append(rows.assign(dice=dice_at(maps, truth.masks, segmenter.info.threshold)))
+    return pd.concat(scores, ignore_index=True)
 
 def repeat(open_at: Callable[[int], Slices], # as in `tune`
-           out: str | Path, # folder for the runs best-1, best-2, ..., start-1, ...; what is there already is kept or gone on with
+           out: str | Path, # folder for the runs best-1, best-2, ..., start-1, ...; what is there is kept or resumed
            best: tuple[Config, int], # what the search found: configuration and size of the slices
            start: tuple[Config, int], # what it is compared to
            seeds: Sequence[int] = (1, 2, 3), # not the one that the search used
            ) -> pd.DataFrame: # of `score_repeats`, on the validation slices
-    "Train both with each seed and score them on the validation slices; test is never read. Writes repeats.csv and repeats.json."
+    """Train both with each seed and score them on the validation slices; test is never read.
+    Writes repeats.csv and repeats.json."""
     if not seeds or len(set(seeds)) < len(seeds): raise UsageError(f"seeds are {list(seeds)}: give each once.")
     out, data = Path(out), Development(open_at)
     data(start[1]) # settles which slices these are
     for seed in seeds: # seed by seed, so that an early end leaves pairs
         for which, (config, size) in (("best", best), ("start", start)):
-            run, wanted = out / f"{which}-{seed}", replace(config, seed=seed)
-            if not (run / "config.json").exists(): train(data(size), run, wanted, on_epoch=lambda *_: None)
-            elif (known := read_config(run))["config"] != wanted or known["size"] != size:
-                raise InputError(f"{run}: was trained with other settings. Choose another folder.")
-            else: resume(data(size), run, on_epoch=lambda *_: None) # at once, where it had come to its end
+            train(data(size), out / f"{which}-{seed}", replace(config, seed=seed), on_epoch=lambda *_: None)
     scores = score_repeats(data, out)
     scores = scores[scores["seed"].isin(seeds)].reset_index(drop=True)
-    write_whole(out / "repeats.csv", scores.round(6).to_csv(index=False).encode())
-    write_whole(out / "repeats.json", json.dumps(paired_difference(scores), indent=1).encode())
+    save_table(out / "repeats.csv", scores)
+    save_json(out / "repeats.json", paired_difference(scores))
     return scores
 
 def plot_repeats(scores: pd.DataFrame, # from `repeat`
@@ -99,13 +101,13 @@ def plot_repeats(scores: pd.DataFrame, # from `repeat`
     facts = paired_difference(scores)
     means = scores.groupby(["which", "seed"])["dice"].mean().unstack(0)
     fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.5), width_ratios=(1, 1.4), layout="constrained")
-    for seed, row in means.iterrows(): left.plot((0, 1), (row["start"], row["best"]), "o-", color="#0072B2", lw=.8, ms=5)
+    left.plot((0, 1), means[["start", "best"]].T, "o-", color=BLUE, lw=.8, ms=5)
     left.set(xticks=(0, 1), xlim=(-.4, 1.4), ylabel="Dice, mean per slice", title="A line a seed")
     left.set_xticklabels(("start", "best found"))
     right.axvline(0, color="black", lw=.8)
-    right.plot((facts["ci_low"], facts["ci_high"]), (1, 1), color="#0072B2", lw=3)
-    right.plot(facts["difference"], 1, "o", color="#0072B2", ms=9)
-    right.plot(list(facts["by_seed"].values()), [0] * len(facts["by_seed"]), "o", mfc="none", color="#777777")
+    right.plot((facts["ci_low"], facts["ci_high"]), (1, 1), color=BLUE, lw=3)
+    right.plot(facts["difference"], 1, "o", color=BLUE, ms=9)
+    right.plot(list(facts["by_seed"].values()), [0] * len(facts["by_seed"]), "o", mfc="none", color=GREY)
     right.set(yticks=(0, 1), ylim=(-.6, 1.6), xlabel="Dice of the best found minus Dice of the start",
               title=f"95 % interval over {facts['interval_over']}")
     right.set_yticklabels(("each seed", "all"))

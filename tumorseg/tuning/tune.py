@@ -7,7 +7,6 @@ __all__ = ['Development', 'dice_at', 'cheap_settings', 'best_of', 'tune']
 
 # %% ../../nbs/tuning/03_tune.ipynb #e134613c
 import gc
-import json
 import shutil
 import sys
 import time
@@ -22,23 +21,24 @@ from torch import nn
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
-from ..core import InputError, UsageError, write_whole
+from ..core import InputError, UsageError, save_json, save_table
 from ..data.slices import Slices
 from ..metrics.masks import count_pixels, dice
-from ..model.checkpoint import load_model
-from ..model.inference import ModelInfo, best_device, probabilities
-from ..pictures import figure_png
+from ..model.inference import ModelInfo, probabilities
+from ..pictures import save_figure
 from ..training.config import Config
-from ..training.train import resume, train
-from .space import SPACE, Space, apply_params, check_space, inside, params_of, space_to_json
-from .study import Stage, Worker, how_it_ended, open_stages, trials_table
-from .trials import plot_importance, plot_parallel, plot_search, plot_slices
+from ..training.run import Run
+from ..training.train import train
+from .space import SPACE, Space, apply_params, check_space, draw, inside, params_of, space_to_json
+from .study import Stage, at_work, how_it_ended, open_stages, trials_table
+from .trials import plot_trials
 
 # %% ../../nbs/tuning/03_tune.ipynb #500f9672
 class Development:
-    "The train and valid slices of a data set at any size. Which slices these are is settled at the first call; test is never read."
+    """The train and valid slices of a data set at any size. Which slices these are is settled at the first call;
+    test is never read."""
     def __init__(self,
-                 open_at: Callable[[int], Slices], # opens the data, split into train and valid (and test), at a size in pixels
+                 open_at: Callable[[int], Slices], # opens the data at a size in pixels, split
                  ):
         self._open_at, self._opened = open_at, {}
         self._split: dict[str, str] | None = None
@@ -51,7 +51,7 @@ class Development:
             if list(slices.table["name"]) != list(self._split):
                 raise InputError(f"At {size} px the data has other slices than before. Open the same data.")
             split = slices.table["name"].map(self._split).astype(object)
-            self._opened[size] = Slices(slices.images, slices.masks, slices.table.assign(split=split))[split.isin(("train", "valid"))]
+            self._opened[size] = slices.assign(split=split)[split.isin(("train", "valid"))]
         return self._opened[size]
 
 # %% ../../nbs/tuning/03_tune.ipynb #a57ece1e
@@ -59,36 +59,40 @@ def dice_at(maps: np.ndarray, # float32 (N, s, s), probability maps at a model's
             masks: np.ndarray, # uint8 (N, S, S) of 0 and 1, the masks at the size to compare at
             threshold: float, # a pixel is tumour where its probability is above this
             ) -> np.ndarray: # float32 (N,), 0..1
-    "Dice of each slice at the size of the masks; the maps are interpolated (bilinear). Both empty: 1; only one of them empty: 0."
+    """Dice of each slice at the size of the masks; the maps are interpolated (bilinear).
+    Both empty: 1; only one of them empty: 0."""
     scores = []
     for first in range(0, len(maps), 64):
-        truth, part = torch.from_numpy(np.array(masks[first:first + 64])), torch.from_numpy(maps[first:first + 64])
-        if part.shape != truth.shape: part = interpolate(part[:, None], truth.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        scores.append(dice(count_pixels(part > threshold, truth)).numpy())
+        truth, predicted = torch.from_numpy(np.array(masks[first:first + 64])), torch.from_numpy(maps[first:first + 64])
+        if predicted.shape != truth.shape:
+            predicted = interpolate(predicted[:, None], truth.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        scores.append(dice(count_pixels(predicted > threshold, truth)).numpy())
     return np.concatenate(scores)
 
 # %% ../../nbs/tuning/03_tune.ipynb #0e607ece
 def cheap_settings(config: Config, # of the full stage
                    size: int, # of its slices, pixels
                    ) -> tuple[Config, int]: # of the cheap stage
-    "A quarter of the epochs (three at least) on slices of half the side (32 px at least): about a sixteenth of the time."
+    "A quarter of the epochs (three at least) on slices of half the side (32 px at least): a sixteenth of the time."
     return replace(config, epochs=min(config.epochs, max(3, config.epochs // 4))), min(size, max(32, size // 2))
 
 class _TimeOver(Exception): "The budget ended in the middle of a trial."
 
 def _train(trial, stage: Stage, folder: Path, config: Config, size: int, reference: Slices, data: Development,
            over: Callable[[], bool]) -> float:
-    "Train one trial, or go on with it; its validation Dice at the size of `reference`, of the weights that were kept."
+    "Train one trial, or go on with it; its validation Dice at the size of `reference`, of the weights that are kept."
     from optuna import TrialPruned
     facts, stopped, signed, reported = trial.user_attrs, False, time.time(), 0
     scores: list[float] = list(facts.get("scores", [])) # of the epochs before this process
-    same, here = size == reference.masks.shape[-1], data(size).in_split("valid")
-    score = lambda network, info: float(dice_at(probabilities(network, here.images, info), reference.masks, info.threshold).mean())
+    same_size, valid = size == reference.masks.shape[-1], data(size).in_split("valid")
+    def score(network: nn.Module, info: ModelInfo) -> float:
+        maps = probabilities(network, valid.images, info)
+        return float(dice_at(maps, reference.masks, info.threshold).mean())
     def on_epoch(history: list[dict], network: nn.Module, info: ModelInfo) -> None:
         nonlocal reported
         del scores[len(history) - 1:]
         scores.extend(row["valid_dice"] for row in history[len(scores):-1]) # epochs whose score died with their process
-        scores.append(history[-1]["valid_dice"] if same else score(network, info))
+        scores.append(history[-1]["valid_dice"] if same_size else score(network, info))
         for epoch in range(reported, len(scores)): trial.report(scores[epoch], epoch + 1)
         reported = len(scores)
         if not facts.get("start") and trial.should_prune(): raise TrialPruned
@@ -101,13 +105,11 @@ def _train(trial, stage: Stage, folder: Path, config: Config, size: int, referen
         return stopped
     before = folder.with_name(f"{stage.name}-{facts.get('before', -1):04d}")
     if before.exists() and not folder.exists(): before.rename(folder)
-    calls = dict(on_epoch=on_epoch, should_stop=should_stop)
-    if (folder / "config.json").exists(): resume(data(size), folder, **calls)
-    else: train(data(size), folder, config, **calls)
+    train(data(size), folder, config, on_epoch=on_epoch, should_stop=should_stop)
     if stopped: raise _TimeOver
-    if same: return float(pd.read_csv(folder / "history.csv")["valid_dice"].max())
-    network, info = load_model(folder / "model.safetensors")
-    return score(network.to(best_device()), info)
+    if same_size: return float(Run(folder).history["valid_dice"].max())
+    segmenter = Run(folder).segmenter()
+    return score(segmenter.network, segmenter.info)
 
 # %% ../../nbs/tuning/03_tune.ipynb #75eaf546
 class _Search:
@@ -129,63 +131,67 @@ class _Search:
     def configuration(self, stage: Stage, trial) -> tuple[Config, int]:
         "The start's own settings, or those of the draw; in the cheap stage with fewer epochs and pixels."
         is_start = bool(trial.user_attrs.get("start"))
-        params = stage.draw(trial) if self.own or not is_start else {}
+        params = draw(trial, self.space) if self.own or not is_start else {}
         config, size = (self.start, self.size) if is_start else apply_params(params, self.start, self.size)
         trial.set_user_attr("settings", params_of(config, size, self.space))
         return cheap_settings(config, size) if stage.name == "cheap" else (config, size)
 
-    def run(self, stage: Stage, trial, over: Callable[[], bool]) -> None:
-        "Run a trial and write down how it ended; five failures in a row end the search."
-        from optuna import TrialPruned
-        from optuna.exceptions import UpdateFinishedTrialError
-        from optuna.trial import TrialState
-        folder = self.out / "trials" / f"{stage.name}-{trial.number:04d}"
-        begun, value, state, ended = time.time(), None, TrialState.COMPLETE, ""
-        try:
-            config, size = self.configuration(stage, trial)
-            value = _train(trial, stage, folder, config, size, self.reference[stage.name], self.data, over)
-        except TrialPruned: state, ended = TrialState.PRUNED, "pruned"
-        except _TimeOver: state, ended = TrialState.PRUNED, "stopped"
-        except UpdateFinishedTrialError: return # it was silent for so long that another process has taken it
-        except Exception as error:
-            state, ended = TrialState.FAIL, "failed"
-            trial.set_user_attr("error", f"{type(error).__name__}: {str(error)[:300]}")
-        try:
-            trial.set_user_attr("seconds", round(time.time() - begun, 1))
-            if ended: trial.set_user_attr("ended", ended)
-            stage.study.tell(trial, value, state)
-        except (UpdateFinishedTrialError, ValueError): return
-        if ended != "stopped": shutil.rmtree(folder / "last", ignore_errors=True)
-        if ended != "stopped" and stage.name == "cheap": (folder / "model.safetensors").unlink(missing_ok=True)
-        self.failures = [*self.failures, trial.user_attrs["error"]] if ended == "failed" else []
-        if torch.cuda.is_available(): gc.collect(); torch.cuda.empty_cache() # after an out-of-memory error the next trial needs it
-        shown = f"{value:.3f}" if value is not None else ended
-        tqdm.write(f"{stage.name} trial {trial.number}{' (the start)' if trial.user_attrs.get('start') else ''}: {shown}", file=sys.stderr)
-        if len(self.failures) >= 5:
-            raise InputError(f"The last 5 trials failed, the last one with {self.failures[-1].rstrip('.')}. "
-                             "Mend that, and start the search again.")
+# %% ../../nbs/tuning/03_tune.ipynb #5c9e21f7
+def _run_trial(search: _Search, stage: Stage, trial, over: Callable[[], bool]) -> None:
+    "Run a trial and write down how it ended; five failures in a row end the search."
+    from optuna import TrialPruned
+    from optuna.exceptions import UpdateFinishedTrialError
+    from optuna.trial import TrialState
+    folder = search.out / "trials" / f"{stage.name}-{trial.number:04d}"
+    begun, value, state, ended = time.time(), None, TrialState.COMPLETE, ""
+    try:
+        config, size = search.configuration(stage, trial)
+        value = _train(trial, stage, folder, config, size, search.reference[stage.name], search.data, over)
+    except TrialPruned: state, ended = TrialState.PRUNED, "pruned"
+    except _TimeOver: state, ended = TrialState.PRUNED, "stopped"
+    except UpdateFinishedTrialError: return # it was silent for so long that another process has taken it
+    except Exception as error:
+        state, ended = TrialState.FAIL, "failed"
+        trial.set_user_attr("error", f"{type(error).__name__}: {str(error)[:300]}")
+    try:
+        trial.set_user_attr("seconds", round(time.time() - begun, 1))
+        if ended: trial.set_user_attr("ended", ended)
+        stage.study.tell(trial, value, state)
+    except (UpdateFinishedTrialError, ValueError): return
+    if ended != "stopped": shutil.rmtree(folder / "last", ignore_errors=True)
+    if ended != "stopped" and stage.name == "cheap": (folder / "model.safetensors").unlink(missing_ok=True)
+    search.failures = [*search.failures, trial.user_attrs["error"]] if ended == "failed" else []
+    if torch.cuda.is_available(): # after an out-of-memory error the next trial needs the room
+        gc.collect()
+        torch.cuda.empty_cache()
+    name = f"{stage.name} trial {trial.number}" + " (the start)" * bool(trial.user_attrs.get("start"))
+    tqdm.write(f"{name}: {ended if value is None else f'{value:.3f}'}", file=sys.stderr)
+    if len(search.failures) >= 5:
+        raise InputError(f"The last 5 trials failed, the last one with {search.failures[-1].rstrip('.')}. "
+                         "Mend that, and start the search again.")
 
-    def next(self, trials: int | None, handed_over: bool) -> Stage | None:
-        "The stage that the next trial belongs to, with what has to be run waiting in it; None where there is nothing left to do."
-        cheap, full = self.stages["cheap"], self.stages["full"]
-        waiting = lambda stage: any(how_it_ended(trial) == "waiting" for trial in stage.trials())
-        for_full = max(2, round((trials or 0) / 4))
-        for stage in (cheap, full):
-            stage.enqueue("start", self.own, start=True)
-            stage.revive()
-        if not handed_over and (trials is None or waiting(cheap) or len(cheap.counted()) < trials - for_full): return cheap
-        begun = {trial.user_attrs.get("of") for trial in full.trials()}
-        ranked = sorted((trial for trial in cheap.trials() if how_it_ended(trial) == "complete" and not trial.user_attrs.get("start")),
-                        key=lambda trial: -trial.value)
-        best = next((trial for trial in ranked if trial.number not in begun), None)
-        if waiting(full): return full
-        if best is None or trials is not None and len(full.counted()) >= for_full: return None
-        full.enqueue(f"of/{best.number}", best.params, of=best.number)
-        return full
+# %% ../../nbs/tuning/03_tune.ipynb #e86d30a4
+def _next_stage(search: _Search, trials: int | None, handed_over: bool) -> Stage | None:
+    "The stage that the next trial belongs to, with what has to be run waiting in it; None where nothing is left to do."
+    cheap, full = search.stages["cheap"], search.stages["full"]
+    waiting = lambda stage: any(how_it_ended(trial) == "waiting" for trial in stage.trials())
+    for stage in (cheap, full):
+        stage.enqueue("start", search.own, start=True)
+        stage.revive()
+    for_full = max(2, round((trials or 0) / 4))
+    if not handed_over and (trials is None or waiting(cheap) or len(cheap.counted()) < trials - for_full): return cheap
+    if waiting(full): return full
+    begun = {trial.user_attrs.get("of") for trial in full.trials()}
+    candidates = [trial for trial in cheap.trials() if how_it_ended(trial) == "complete"
+                  and not trial.user_attrs.get("start") and trial.number not in begun]
+    if not candidates or trials is not None and len(full.counted()) >= for_full: return None
+    best = max(candidates, key=lambda trial: trial.value)
+    full.enqueue(f"of/{best.number}", best.params, of=best.number)
+    return full
 
 # %% ../../nbs/tuning/03_tune.ipynb #1b1a4b09
 def best_of(table: pd.DataFrame, # of `trials_table`
-            ) -> dict: # trial (None where the full stage has none at its end), valid_dice, start_valid_dice, better
+            ) -> dict: # trial (None where none of the full stage came to its end), valid_dice, start_valid_dice, better
     "The best trial of the full stage and the start's own score there."
     done = table[(table["stage"] == "full") & (table["state"] == "complete")] if len(table) else table
     start = done.loc[done["start"], "valid_dice"] if len(done) else []
@@ -199,50 +205,58 @@ def _write(search: _Search, pictures: bool = False) -> dict:
     "trials.csv and best.json as things stand, and the pictures."
     table = trials_table(search.stages)
     best = best_of(table)
-    row = table[(table["stage"] == "full") & (table["trial"] == best["trial"])].iloc[0].to_dict() if best["trial"] is not None else {}
-    own = row and not row["start"]
-    trial = search.stages["full"].trials()[best["trial"]] if own else None
-    config, size = apply_params(trial.params, search.start, search.size) if own else (search.start, search.size)
-    facts = {**best, "size": size, "config": asdict(config), "split": "valid", "empty_rule": "both empty 1, one empty 0"}
-    write_whole(search.out / "trials.csv", table.round(6).to_csv(index=False).encode())
-    write_whole(search.out / "best.json", json.dumps(facts, indent=1).encode())
+    config, size = search.start, search.size
+    if best["trial"] is not None:
+        trial = search.stages["full"].trials()[best["trial"]]
+        if not trial.user_attrs.get("start"): config, size = apply_params(trial.params, config, size)
+    facts = {**best, "size": size, "config": asdict(config), "split": "valid",
+             "empty_rule": "both empty 1, one empty 0"}
+    save_table(search.out / "trials.csv", table)
+    save_json(search.out / "best.json", facts)
     if pictures:
-        for name, figure in (("history", plot_search(table)), ("importance", plot_importance(table, search.space)),
-                             ("parallel", plot_parallel(table, search.space)), ("slices", plot_slices(table, search.space))):
-            write_whole(search.out / f"{name}.png", figure_png(figure))
+        for name, figure in plot_trials(table, search.space).items(): save_figure(search.out / f"{name}.png", figure)
     return facts
 
-def tune(open_at: Callable[[int], Slices], # opens the data at a size in pixels, split into train and valid; test is dropped unread
+# %% ../../nbs/tuning/03_tune.ipynb #7d02b95a
+def tune(open_at: Callable[[int], Slices], # opens the data at a size in pixels, split; test is dropped unread
          out: str | Path, # folder of the search: new, or one to go on with
          trials: int | None = None, # of the search as a whole, 4 or more: a quarter of them (2 or more) whole trainings
-         seconds: float | None = None, # for this call; what runs when they are over is stopped, and gone on with in the next call
-         storage: str | None = None, # database URL or path of a journal file, to share the search; None: OUT/search.db
+         seconds: float | None = None, # for this call; what runs when they are over is resumed by the next call
+         storage: str | None = None, # database URL, to share the search between machines; None: OUT/search.db
          space: Space = SPACE, # what may change
          start: Config = Config(), # where the search starts from, and what is not in the space
          size: int = 128, # of the slices, where the space does not have it; every trial is scored at this size
          seed: int = 0, # of the draws
          ) -> dict: # what is in best.json
-    """Search for a configuration with a better validation Dice (mean per slice; both empty 1, one empty 0) than `start`.
+    """Search for a configuration with a better validation Dice than `start`: the mean over slices, of which one with
+    both masks empty counts 1 and one with only one of them empty 0.
 
-    Writes OUT/best.json (for `load_config`), trials.csv, four pictures, and a run folder a trial in OUT/trials. Started again, it goes
-    on where it was stopped or killed. UsageError before anything is trained where the space or the budget makes no sense.
+    Writes OUT/best.json (for `load_config`), trials.csv, the pictures of `plot_trials`, and a run folder a trial in
+    OUT/trials. Started again, it goes on where it was stopped or killed. UsageError before anything is trained where
+    the space or the budget makes no sense.
     """
     check_space(space, start)
-    if trials is None and seconds is None: raise UsageError("A search needs a budget: give a number of trials, or seconds.")
-    if trials is not None and trials < 4: raise UsageError(f"trials is {trials}: give 4 or more, the start and another one in two stages.")
+    if trials is None and seconds is None:
+        raise UsageError("A search needs a budget: give a number of trials, or seconds.")
+    if trials is not None and trials < 4:
+        raise UsageError(f"trials is {trials}: give 4 or more, the start and another one in two stages.")
     if seconds is not None and not seconds > 0: raise UsageError(f"seconds is {seconds}: give more than 0.")
+    if storage and "://" not in storage:
+        raise UsageError(f"{storage}: is no database URL. For a file give sqlite:///{storage}.")
     search = _Search(open_at, out, storage, space, start, size, seed)
     begun = time.monotonic() # what is read for the first time does not count
     used = lambda: 0 if seconds is None else (time.monotonic() - begun) / seconds
     cheap = search.stages["cheap"]
-    with Worker(search.out / ".workers") as worker:
+    with at_work(search.out / ".workers") as worker:
         while used() < 1:
             with cheap.lock:
-                if used() > .5 and not cheap.study.user_attrs.get("handed_over"): cheap.study.set_user_attr("handed_over", True)
-                stage = search.next(trials, bool(cheap.study.user_attrs.get("handed_over")))
+                handed_over = bool(cheap.study.user_attrs.get("handed_over"))
+                if used() > .5 and not handed_over:
+                    cheap.study.set_user_attr("handed_over", handed_over := True)
+                stage = _next_stage(search, trials, handed_over)
                 trial = stage.take(worker) if stage else None
             if stage is None: break
             if trial is None: continue
-            search.run(stage, trial, lambda: used() >= 1)
+            _run_trial(search, stage, trial, lambda: used() >= 1)
             with cheap.lock: _write(search)
     with cheap.lock: return _write(search, pictures=True)
