@@ -1,19 +1,23 @@
-"""How quick is browsing? Opening, drawing and the Dice of simulated maps at 256 px, and the memory while browsing (Linux).
+"""How quick is browsing? Opening, drawing and the Dice of simulated maps at 256 px, and the memory meanwhile (Linux).
 
-    python benchmarks/browse.py [--many 5000] [--folder FOLDER]     in FOLDER the slices (700 MB) and maps are kept for the next time
+    python benchmarks/browse.py [--many 5000] [--folder FOLDER]     FOLDER keeps the slices (700 MB) for the next time
 """
 import tempfile
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import tyro
 from machine import machine
 
 from tumorseg.data.slices import load_slices, save_slices
-from tumorseg.evaluation.predictions import Predictions, predict_split
+from tumorseg.evaluation.predictions import predict_split
 from tumorseg.model.checkpoint import save_model
 from tumorseg.model.inference import ModelInfo
+from tumorseg.model.predict import Segmenter
 from tumorseg.model.unet import UNet
 from tumorseg.pictures import to_png
 from tumorseg.widgets.browse import browse
@@ -31,8 +35,9 @@ def simulate(count: int):
         head = np.hypot(rows - 128, columns - 128) < 100
         image = np.uint8(head * (70 + 60 * mask) + rng.integers(0, 30, (SIZE, SIZE)))
         probability = np.clip((radius + 6 - np.hypot(rows - row - shift, columns - column)) / 12, 0, 1)
-        yield image[None], mask, dict(name=f"test/{number}.png", split="test", patient=f"p{number // 8}", category=1 + number % 2,
-                                      label="contour", height=SIZE, width=SIZE), probability
+        row = dict(name=f"test/{number}.png", split="test", patient=f"p{number // 8}", category=1 + number % 2,
+                   label="contour", height=SIZE, width=SIZE)
+        yield image[None], mask, row, probability
 
 
 def anonymous() -> float:
@@ -53,13 +58,11 @@ def median_ms(action, values) -> str:
 
 def make(folder: Path, many: int) -> None:
     "Slices on disk, and a run that has its predictions of them: the maps are simulated, so the network is not asked."
-    from tumorseg import predictions
     save_slices(folder / "slices", (sample[:3] for sample in simulate(many)), many, 1, SIZE)
     save_model(folder / "run/model.safetensors", UNet(1, 16, 4), ModelInfo(SIZE, (60.,), (40.,)))
-    probabilities = (sample[3] for sample in simulate(many))
-    real, predictions.Segmenter.slices = predictions.Segmenter.slices, lambda self, images: np.stack([next(probabilities) for _ in images])
-    try: predict_split(folder / "run", load_slices(folder / "slices"))
-    finally: predictions.Segmenter.slices = real
+    maps = (sample[3] for sample in simulate(many))
+    with mock.patch.object(Segmenter, "slices", lambda self, images: np.stack([next(maps) for _ in images])):
+        predict_split(folder / "run", load_slices(folder / "slices"))
 
 
 def measure(folder: Path, many: int) -> None:
@@ -72,18 +75,21 @@ def measure(folder: Path, many: int) -> None:
     print(f"| opening {len(predictions)} slices until the first is shown (once) | {opened:.2f} s |")
     print(f"| of this: the maps, and whether they are still those of the model and the slices | {compared:.2f} s |")
 
-    few = Predictions(predictions.slices[:200], predictions.percent[:200], predictions.counts[:200], .5, "few", folder / "run", True)
+    few = replace(predictions, slices=predictions.slices[:200], percent=predictions.percent[:200],
+                  counts=predictions.counts[:200])
     thresholds, places = np.tile(np.arange(5, 95) / 100, 3), 1 + np.arange(50, 550) % len(predictions)
     small = browse(few)
     for view, style in (("truth and prediction", "fill"), ("truth and prediction", "outline"), ("probability", "fill")):
-        draw = lambda threshold: to_png(draw_slice(few, 7, threshold, view, style))
-        print(f"| the picture at another threshold: {view}, {style} | {median_ms(draw, thresholds)} |")
-    for some in (few, predictions):
-        mean = lambda threshold: some.dice(threshold).mean()
-        print(f"| the mean Dice of {len(some)} slices at another threshold | {median_ms(mean, thresholds)} |")
-    move = lambda threshold: setattr(small.threshold, "value", threshold)
-    print(f"| all that the widget does when the threshold moves | {median_ms(move, thresholds)} |")
-    go = lambda number: setattr(browser.slice, "value", int(number))
+        draw = partial(draw_slice, few, 7, view=view, style=style)
+        took = median_ms(lambda threshold, draw=draw: to_png(draw(threshold)), thresholds)
+        print(f"| the picture at another threshold: {view}, {style} | {took} |")
+    for shown in (few, predictions):
+        took = median_ms(lambda threshold, shown=shown: shown.dice(threshold).mean(), thresholds)
+        print(f"| the mean Dice of {len(shown)} slices at another threshold | {took} |")
+    took = median_ms(lambda threshold: setattr(small.threshold, "value", threshold), thresholds)
+    print(f"| all that the widget does when the threshold moves | {took} |")
+
+    def go(number): browser.slice.value = int(number)
     for number in range(2, 50): go(number)
     before, moved = anonymous(), median_ms(go, places)
     print(f"| all that the widget does for another slice of {len(predictions)} | {moved} |")

@@ -12,12 +12,19 @@ from tumorseg.data.slices import Slices, load_slices, save_slices
 from tumorseg.evaluation.predictions import Predictions, keep_maps, kept_maps, predict_split
 from tumorseg.model.checkpoint import save_model
 from tumorseg.model.inference import ModelInfo
-from tumorseg.widgets.browse import browse, compare
+from tumorseg.widgets.browse import browse
+from tumorseg.widgets.explore import explore
+from tumorseg.widgets.page import page
+from tumorseg.widgets.preview import preview
 from tumorseg.widgets.tags import read_tags
+from tumorseg.widgets.watch import watch
 
 
 class BrightIsTumour(torch.nn.Module):
-    def __init__(self): super().__init__(); self.border = torch.nn.Parameter(torch.tensor(150.))
+    def __init__(self):
+        super().__init__()
+        self.border = torch.nn.Parameter(torch.tensor(150.))
+
     def forward(self, x): return (x[:, :1] - self.border) / 8
 
 
@@ -26,8 +33,10 @@ def make_slices(count=6, size=32):
     masks = np.zeros((count, size, size), np.uint8)
     for number in range(count): masks[number, 8:12 + number % 12, 10:20] = 1
     images = (60 + 120 * masks + rng.integers(0, 40, masks.shape)).astype(np.uint8)[:, None]
-    table = pd.DataFrame(dict(name=[f"test/{number}.png" for number in range(count)], split="test", patient=[f"p{number // 4}" for number in range(count)],
-                              category=[1 + number % 2 for number in range(count)], label="contour", height=size, width=size))
+    table = pd.DataFrame(dict(name=[f"test/{number}.png" for number in range(count)], split="test",
+                              patient=[f"p{number // 4}" for number in range(count)],
+                              category=[1 + number % 2 for number in range(count)], label="contour", height=size,
+                              width=size))
     return Slices(images, masks, table)
 
 
@@ -44,14 +53,18 @@ def predictions(run):
 
 def controls(widget):
     for child in getattr(widget, "children", ()): yield from controls(child)
-    if isinstance(widget, (widgets.Button, widgets.IntSlider, widgets.FloatSlider, widgets.Dropdown, widgets.Text)): yield widget
+    shown = widgets.Box, widgets.HTML, widgets.Image
+    if isinstance(widget, (widgets.ValueWidget, widgets.Button)) and not isinstance(widget, shown): yield widget
 
 
-@pytest.mark.parametrize("kind", ["browse", "compare"])
-def test_every_control_has_a_visible_name_of_its_own(predictions, kind):
-    widget = browse(predictions) if kind == "browse" else compare(predictions, predictions)
+@pytest.mark.parametrize("kind, count", [
+    ("browse", 15), ("browse two", 16), ("explore", 6), ("preview", 7), ("watch", 2), ("page", 2)])
+def test_every_control_has_a_visible_name_of_its_own(predictions, run, kind, count):
+    widget = {"browse": lambda: browse(predictions), "browse two": lambda: browse(predictions, predictions),
+              "explore": lambda: explore(make_slices()), "preview": lambda: preview(make_slices()),
+              "watch": lambda: watch(make_slices(), run.parent / "none"), "page": lambda: page(run.parent)}[kind]()
     names = [control.description for control in controls(widget)]
-    assert all(names) and len(set(names)) == len(names) >= 8, names
+    assert all(names) and len(set(names)) == len(names) == count, names
 
 
 def test_a_full_disk_is_said_in_the_widget(predictions, monkeypatch):
@@ -86,7 +99,8 @@ def test_two_open_widgets_keep_each_others_tags(predictions):
 def test_damaged_or_stopped_predictions_are_made_again(run, predictions):
     file = run / "predictions/test/percent.npy"
     whole = file.read_bytes()
-    for damage in (lambda: file.write_bytes(whole[:-1000]), lambda: (file.parent / "counts.npy").write_bytes(b"not an array"), file.unlink):
+    counts = file.parent / "counts.npy"
+    for damage in (lambda: file.write_bytes(whole[:-1000]), lambda: counts.write_bytes(b"not an array"), file.unlink):
         damage()
         again = predict_split(run, make_slices(), network=BrightIsTumour())
         assert file.read_bytes() == whole and (again.counts == predictions.counts).all()
@@ -102,7 +116,8 @@ def test_slices_on_disk_are_read_whole_only_where_their_files_have_changed(run, 
     slices = make_slices(40) # more than are looked at to know them again
     samples = list(zip(slices.images, slices.masks, slices.table.to_dict("records")))
     save_slices(tmp_path / "slices", iter(samples), 40, 1, 32)
-    opened = lambda: predict_split(run, load_slices(tmp_path / "slices"), network=BrightIsTumour())
+
+    def opened(): return predict_split(run, load_slices(tmp_path / "slices"), network=BrightIsTumour())
     before, written = opened(), (run / "predictions/test/percent.npy").stat().st_mtime_ns
     with monkeypatch.context() as patch:
         patch.delattr(Slices, "fingerprint")
@@ -135,16 +150,31 @@ def test_models_of_two_sizes_can_be_compared(run, predictions, tmp_path):
     large = make_slices()
     large = Slices(large.images.repeat(2, 2).repeat(2, 3), large.masks.repeat(2, 1).repeat(2, 2), large.table)
     save_model(tmp_path / "large/model.safetensors", BrightIsTumour(), ModelInfo(64, (0.,), (1.,)))
-    widget = compare(predictions, predict_split(tmp_path / "large", large, network=BrightIsTumour()))
+    widget = browse(predictions, predict_split(tmp_path / "large", large, network=BrightIsTumour()))
     assert bytes(widget.picture.value[:4]) == b"\x89PNG" and not widget.pixels.any() and not widget.message.value
+
+
+def test_two_models_can_be_put_in_order_filtered_tagged_and_saved(predictions):
+    widget = browse(predictions, predictions)
+    for order in widget.order.options:
+        widget.order.value = order
+        assert widget.row is not None and not widget.message.value
+    widget.category.value = 2
+    assert set(predictions.slices.table["category"][widget.rows]) == {2}
+    widget.tag.value = "wrong label"
+    assert len(read_tags(widget.tags_file)) == 1
+    widget.save.click()
+    assert len(list((predictions.folder / "exports").glob("*beside*.png"))) == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process as Linux tells it")
 def test_memory_stays_flat_while_browsing(tmp_path):
     def anonymous():
-        return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
     slices = make_slices(400, 128)
-    keep_maps(tmp_path / "maps", slices, (slices.masks[start:start + 50].astype(np.float32) for start in range(0, 400, 50)))
+    maps = (slices.masks[start:start + 50].astype(np.float32) for start in range(0, 400, 50))
+    keep_maps(tmp_path / "maps", slices, maps)
     percent, counts = kept_maps(tmp_path / "maps")
     assert isinstance(percent, np.memmap)
     browser = browse(Predictions(slices, percent, counts, .5, "flat", tmp_path, True))

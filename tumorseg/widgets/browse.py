@@ -85,8 +85,8 @@ class _Viewer(_Panel):
                            for name, model in zip(names, models)]
         self.threshold = self.thresholds[0]
         self.view, self.style, self.opacity = _choice("Show", VIEWS), _choice("Draw as", STYLES), _share("Opacity", .45)
-        self.caption, self.score = widgets.HTML(), widgets.HTML(layout={"max_width": "340px"})
-        self.picture = widgets.Image(format="png", layout={"max_width": "100%"})
+        self.caption, self.picture = widgets.HTML(), widgets.Image(format="png", layout={"max_width": "100%"})
+        self.score = widgets.HTML(layout={"max_width": "340px" if len(models) == 1 else "100%"})
         drawing = self.slice, *self.thresholds, self.view, self.style, self.opacity
         for control in drawing: self._when(control, self._redraw)
         self._press(self.previous, lambda: self._step(-1))
@@ -147,12 +147,15 @@ def _in_order(models: Sequence[Predictions], by: str, thresholds: Sequence[float
     first, second = (model.dice(threshold) for model, threshold in zip(models, thresholds))
     return (second - first if by == _BETTER[0] else first - second).argsort(kind="stable")
 
-def _arrange(groups: Sequence[Sequence[widgets.Widget]], shown: Sequence[widgets.Widget], wide: bool) -> widgets.Box:
-    "Controls beside what is shown, or, where that is wide, above it."
-    controls, wrap = [widgets.VBox(group) for group in groups], {"flex_flow": "row wrap"}
-    if wide: return widgets.VBox([widgets.HBox(controls, layout=wrap), *shown])
-    beside = {"flex": "1 1 380px", "max_width": "530px"} # the picture shrinks to stay beside them, down to 380 pixels
-    return widgets.HBox([widgets.VBox(controls), widgets.VBox(shown, layout=beside)], layout=wrap)
+def _arrange(viewer: _Viewer, go: list[widgets.Widget], look: list[widgets.Widget]) -> widgets.Box:
+    "Controls beside the picture; above it, where it is wide because there are two models."
+    wrap = {"flex_flow": "row wrap"}
+    if len(viewer.models) == 2:
+        controls = widgets.HBox([widgets.VBox(go), widgets.VBox([*viewer.thresholds, *look])], layout=wrap)
+        return widgets.VBox([controls, viewer.caption, viewer.picture, viewer.score])
+    controls = widgets.VBox([*go, viewer.threshold, viewer.score, *look])
+    beside = {"flex": "1 1 380px", "max_width": "530px"} # the picture shrinks to stay beside, down to 380 pixels
+    return widgets.HBox([controls, widgets.VBox([viewer.caption, viewer.picture], layout=beside)], layout=wrap)
 
 # %% ../../nbs/widgets/04_browse.ipynb #97c99afd
 class Browser(_Viewer):
@@ -163,7 +166,7 @@ class Browser(_Viewer):
         self.order = _choice("Order", _orders(models))
         self.kind = _choice("Only", (*(KINDS if self.predictions.truth else KINDS[:1]), "tagged"))
         categories = [(str(number or "none"), number) for number in sorted(set(map(int, table["category"])))]
-        self.category = _choice("Category", [("all", None), *categories])
+        self.category = _choice("Category", [("all", "all"), *categories]) # not None for all, which shows blank
         self.again, self.save = _button("Sort again", "sort"), _button("Save picture", "image")
         self.tag = _choice("Tag", [("no tag", ""), *((tag, tag) for tag in TAGS)])
         self.note = _control(widgets.Text, "Note", continuous_update=False,
@@ -176,16 +179,15 @@ class Browser(_Viewer):
             self._press(button, action)
         go = [self.order, self.kind, self.category, widgets.HBox([self.again, self.save]), self.slice,
               widgets.HBox([self.previous, self.next])]
-        look = [*self.thresholds, self.score, self.view, self.style, self.opacity]
-        keep = [self.tag, self.note, self.correct]
-        seen = [self.caption, self.picture]
-        self.children = [_arrange([go, look, keep], seen, wide=len(models) == 2), self.message, self.strip]
+        look = [self.view, self.style, self.opacity, self.tag, self.note, self.correct]
+        self.children = [_arrange(self, go, look), self.message, self.strip]
         self._run(self._choose)
 
     def _choose(self) -> None:
         "Put the slices in order and leave out what is not asked for."
         table, kind = self.predictions.slices.table, KINDS[0] if self.kind.value == "tagged" else self.kind.value
-        chosen = of_kind(self.predictions, kind, self.threshold.value, self.category.value)
+        category = None if self.category.value == "all" else self.category.value
+        chosen = of_kind(self.predictions, kind, self.threshold.value, category)
         if self.kind.value == "tagged": chosen &= table["name"].isin(read_tags(self.tags_file)["name"]).to_numpy()
         rows = _in_order(self.models, self.order.value, self.at, self.pixels)
         self._start(rows[chosen[rows]])
