@@ -125,7 +125,7 @@ def test_a_fold_whose_process_is_killed_does_not_stop_the_others(slices, done, t
     monkeypatch.setattr(cross_validation, "_start", start_and_kill)
     with pytest.raises(InputError, match="Fold 2 failed: its process was ended by signal 9") as error:
         cross_validate(slices, out, CONFIG, choose_folds(slices, count=3), 2)
-    assert "2 of 3 folds are finished" in str(error.value)
+    assert "2 of 3 folds are finished" in str(error.value) and (out / "fold_2.log").exists()
 
 
 def test_other_settings_folds_or_data_are_refused(slices, done):

@@ -14,7 +14,7 @@ from tumorseg.demo.tumours import write_demo
 
 @pytest.fixture
 def kaggle(tmp_path, monkeypatch):
-    "A server at the address of kagglehub's TEST environment: it gives `kaggle.archive`, and `kaggle.asked` keeps the calls."
+    "Stands where kagglehub has its TEST environment: gives `kaggle.archive`, keeps the calls in `kaggle.asked`."
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

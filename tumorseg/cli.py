@@ -208,6 +208,7 @@ def compare(runs_and_data: _RunsAndData,
     table, _ = ts.compare(runs, partial(ts.open_data, data, patients=patients, contours=contours), split, leaking)
     for row in table.to_dict("records"): print(_compared(row, table["run"][0]))
 
+# %% ../nbs/cli.ipynb #18d28368
 def report(run: _Run,
            data: _Data,
            patients: _Patients = None,

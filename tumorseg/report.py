@@ -136,35 +136,19 @@ tumorseg evaluate RUN DATA</pre>
 
 # %% ../nbs/report.ipynb #e266ffe6
 _WORDS = {
-    "dice_mean": "Dice, mean per slice",
-    "dice_median": "Dice, median slice",
-    "dice_pooled": "Dice, all pixels pooled",
-    "iou_mean": "IoU, mean per slice",
-    "precision": "precision (share of the prediction that is tumour)",
-    "recall": "recall (share of the tumour that is found)",
-    "hd95_mean": "HD95 (95 % of the outline is nearer), pixels",
-    "hd95_median": "HD95, median slice, pixels",
-    "nsd_mean": "normalised surface Dice, mean per slice",
-    "hit": "tumours hit",
-    "hit_share": "share of tumours hit",
-    "false_per_slice": "false tumours per slice",
-    "ece": "expected calibration error",
-    "temperature": "temperature, from validation",
-    "ece_after_temperature": "error after temperature",
-}
+    "dice_mean": "Dice, mean per slice", "dice_median": "Dice, median slice", "dice_pooled": "Dice, all pixels pooled",
+    "iou_mean": "IoU, mean per slice", "precision": "precision (share of the prediction that is tumour)",
+    "recall": "recall (share of the tumour that is found)", "hd95_mean": "HD95 (95 % of the outline is nearer), pixels",
+    "hd95_median": "HD95, median slice, pixels", "nsd_mean": "normalised surface Dice, mean per slice",
+    "hit": "tumours hit", "hit_share": "share of tumours hit", "false_per_slice": "false tumours per slice",
+    "ece": "expected calibration error", "temperature": "temperature, from validation",
+    "ece_after_temperature": "error after temperature"}
 _ABOUT = { # what was scored, and how
-    "split": "split",
-    "n_slices": "slices",
-    "n_patients": "patients",
-    "patients": "patients of train and of this split",
-    "label": "labels",
-    "size": "side of the slices, pixels",
-    "threshold": "tumour is above a probability of",
-    "interval_over": "intervals are over",
-    "empty_rule": "masks without tumour",
-    "hd95_slices": "slices with an HD95",
-    "nsd_tolerance": "tolerance of the surface Dice, pixels",
-}
+    "split": "split", "n_slices": "slices", "n_patients": "patients", "label": "labels",
+    "patients": "patients of train and of this split", "size": "side of the slices, pixels",
+    "threshold": "tumour is above a probability of", "interval_over": "intervals are over",
+    "empty_rule": "masks without tumour", "hd95_slices": "slices with an HD95",
+    "nsd_tolerance": "tolerance of the surface Dice, pixels"}
 _WARNINGS = { # by the patients of train and of the split that was scored
     "leak": " Patients leak: some are in train too, so this is no score on new patients.",
     "unknown": " Some patients may be in train too, and then this is no score on new patients.",
@@ -271,25 +255,13 @@ def write_report(run: str | Path | Run, # a training, evaluated or not
     beside = bool(metrics.get("baselines"))
     data = "A label; a slice that is scored and its nearest in train; what is reached without learning"
     page = Environment(autoescape=True).from_string(_PAGE).render(
-        title=f"Run {run.path.absolute().name}",
-        version=facts.get("versions", {}).get("tumorseg", ""),
-        mark=BLUE,
-        mark_in_the_dark=SKY_BLUE,
-        **_headline(metrics),
-        verdict=verdict(found),
-        baselines=_baselines(metrics, found["baselines"]),
-        beside=beside,
+        title=f"Run {run.path.absolute().name}", version=facts.get("versions", {}).get("tumorseg", ""),
+        mark=BLUE, mark_in_the_dark=SKY_BLUE, **_headline(metrics), verdict=verdict(found),
+        baselines=_baselines(metrics, found["baselines"]), beside=beside,
         scored=metrics["split"] if beside else found["scored"],
-        overlays=_drawn(run),
-        key=list(_KEY.items()),
-        curves=_curves(run, history),
-        subsets=_subsets(slices),
-        fingerprint=facts["data"]["fingerprint"],
-        patients=facts["data"].get("patients", ""),
-        data=[(data, picture_address(plot_audit(slices, found)))],
-        audited=audit_in_words(found),
-        settings=_settings(run),
-        command=train_command(run, slices),
-    )
+        overlays=_drawn(run), key=list(_KEY.items()), curves=_curves(run, history), subsets=_subsets(slices),
+        fingerprint=facts["data"]["fingerprint"], patients=facts["data"].get("patients", ""),
+        data=[(data, picture_address(plot_audit(slices, found)))], audited=audit_in_words(found),
+        settings=_settings(run), command=train_command(run, slices))
     write_whole(run / "report.html", page.encode())
     return run / "report.html"

@@ -83,9 +83,7 @@ def read_coco(path: str | Path, # one `_annotations.coco.json`
     except OSError as error: return [], [f"{path}: cannot be read ({error.strerror}). Check the file."]
     missing = [key for key in ("images", "annotations", "categories")
                if not isinstance(content, dict) or not isinstance(content.get(key), list)]
-    if missing:
-        lists = f"list{'s' * (len(missing) > 1)} {', '.join(missing)}"
-        return [], [f"{path}: lacks the {lists}. Export it as COCO segmentation."]
+    if missing: return [], [f"{path}: lacks the list of {' and of '.join(missing)}. Export it as COCO segmentation."]
     images, names, problems = {}, set(), []
     for number, image in enumerate(content["images"]):
         if not _fits(image, id=int, file_name=str, height=int, width=int):

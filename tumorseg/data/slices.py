@@ -30,9 +30,16 @@ def forget_pages(array: np.ndarray, # a memory map; any other array is left alon
     "Let go of what was read of a memory map; it is read again when it is needed again."
     if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"): array._mmap.madvise(mmap.MADV_DONTNEED)
 
-# %% ../../nbs/data/01_slices.ipynb #6f0ba8e3
+def _parts(array: np.ndarray) -> Iterator[np.ndarray]:
+    "An array 256 rows at a time; of a memory map nothing stays in memory."
+    for start in range(0, len(array), 256):
+        yield array[start:start + 256]
+        forget_pages(array)
+
+# %% ../../nbs/data/01_slices.ipynb #76ce174c
 TABLE = {"name": str, "split": str, "patient": str, "category": int, "label": str, "height": int, "width": int}
 
+# %% ../../nbs/data/01_slices.ipynb #6f0ba8e3
 @dataclass
 class Slices:
     """N MRI slices of one size: everything later takes `Slices` and never asks where they came from.
@@ -69,11 +76,7 @@ class Slices:
     @cached_property
     def areas(self) -> np.ndarray: # int64 (N,)
         "Pixels of tumour in each slice, counted once."
-        counts = np.zeros(len(self), np.int64)
-        for start in range(0, len(self), 256): # the masks may lie on disk, and be larger than memory
-            counts[start:start + 256] = [np.count_nonzero(mask) for mask in self.masks[start:start + 256]]
-            forget_pages(self.masks)
-        return counts
+        return np.array([np.count_nonzero(mask) for part in _parts(self.masks) for mask in part], np.int64)
 
     def rows_of(self,
                 split: str, # "train", "valid" or "test"
@@ -94,9 +97,7 @@ class Slices:
         "16 hexadecimal digits that change with any pixel, mask or row: a run keeps them to know its data again."
         digest = hashlib.sha256(self.table.filter(items=list(TABLE)).to_csv(index=False).encode())
         for array in (self.images, self.masks):
-            for start in range(0, len(array), 256):
-                digest.update(np.ascontiguousarray(array[start:start + 256]))
-                forget_pages(array)
+            for part in _parts(array): digest.update(np.ascontiguousarray(part))
         return digest.hexdigest()[:16]
 
 # %% ../../nbs/data/01_slices.ipynb #2b519ff7

@@ -98,6 +98,7 @@ def _read(source: str | Path, size: int, cache: str | Path | None) -> Slices:
         raise InputError(f"{folder}: cannot be read ({reason}). Check that it is still there.") from None
     return replace(slices, folder=folder)
 
+# %% ../../nbs/data/10_sources.ipynb #1ee51184
 def open_data(data: str | Path, # a folder of a known layout, or "kaggle", "figshare" or "lgg" to download that set
               size: int = 128, # side of the square slices, pixels
               *,

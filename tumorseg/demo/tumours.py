@@ -17,8 +17,8 @@ from PIL import Image
 
 from ..core import InputError, UsageError, new_folder, progress_bar
 from tumorseg.demo.anatomy import (
-    HEAD,
-    LATTICES,
+    HEAD_RANGES,
+    LATTICE_MM,
     VIEWS,
     Head,
     Pixels,
@@ -95,11 +95,11 @@ def simulate_patient(number: int, # 0, 1, 2, ...: the same number and seed give 
     drawn_kind, drawn_view = rng.choice(list(_KINDS), p=[.45, .25, .3]), rng.choice(list(VIEWS))
     kind, view = kind or str(drawn_kind), view or str(drawn_view)
     turn = draw_turn(rng)
-    head_look = draw_numbers(rng, HEAD)
+    head_look = draw_numbers(rng, HEAD_RANGES)
     look = draw_numbers(rng, _TUMOUR[kind])
     if kind == "glioma" and rng.random() < .09:  # takes up no contrast
         look |= dict(core=-1, bright=rng.uniform(.2, .26), oedema=0)
-    head_fields = draw_fields(rng, LATTICES)
+    head_fields = draw_fields(rng, LATTICE_MM)
     fields = draw_fields(rng, {"lobes": look["size"], "edge": .5 * look["size"]})
     centre = _place(rng, kind, look["size"])
     radii = look["size"] * rng.uniform(.8, 1.2, 3)

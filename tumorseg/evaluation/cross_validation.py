@@ -97,11 +97,11 @@ def _epochs(run: Run) -> int:
     return max(0, (run / "history.csv").read_text().count("\n") - 1) if (run / "history.csv").exists() else 0
 
 def _last_words(code: int, output: IO, run: Run) -> str:
-    "Why a fold's process ended, in one line."
-    if code < 0: return f"its process was ended by signal {-code}. Was memory short? Then let fewer run at once"
+    "Why a fold's process ended, in one line; what it wrote is in its log."
     output.seek(0)
     text = output.read().strip()
     if not _log(run).exists(): write_whole(_log(run), text.encode())
+    if code < 0: return f"its process was ended by signal {-code}. Was memory short? Then let fewer run at once"
     return (text.splitlines() or [f"its process ended with {code}"])[-1]
 
 def _side_by_side(shared: Path, runs: dict[int, Run], config: Config, at_once: int) -> dict[int, str]:

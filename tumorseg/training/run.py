@@ -61,7 +61,7 @@ def start_run(slices: Slices, # with the splits "train" and "valid"
     save_table(run / "table.csv", slices.table)
     save_json(run / "config.json", _describe(slices, config, network)) # last: now it is a run
 
-# %% ../../nbs/training/03_run.ipynb #15d7ea4f
+# %% ../../nbs/training/03_run.ipynb #38b93314
 def _read_table(path: Path, columns: set[str], what: str, mend: str) -> pd.DataFrame:
     "A table that has a row for each slice; names and patients stay text."
     try:
@@ -70,6 +70,7 @@ def _read_table(path: Path, columns: set[str], what: str, mend: str) -> pd.DataF
         return table
     except (ValueError, KeyError) as error: raise InputError(f"{path}: is not {what} ({error}). {mend}") from None
 
+# %% ../../nbs/training/03_run.ipynb #15d7ea4f
 class _RunFiles(os.PathLike):
     "What a run folder holds, each file read when it is asked for."
     def __init__(self,
@@ -119,6 +120,10 @@ class _RunFiles(os.PathLike):
         "The folds that its split was made by, if it was."
         return load_folds(self / "folds.json") if (self / "folds.json").exists() else None
 
+# %% ../../nbs/training/03_run.ipynb #082ce485
+class Run(_RunFiles):
+    "The folder of a training, begun or not. It stands wherever a path is asked for: `run / \"overlays\"`, `Path(run)`."
+
     @property
     def history(self) -> pd.DataFrame:
         "A row an epoch: epoch, train_loss, valid_loss, valid_dice, lr, seconds, slices_per_second, skipped."
@@ -138,10 +143,6 @@ class _RunFiles(os.PathLike):
     def metrics(self) -> dict:
         "metrics.json of its evaluation; empty where it is not evaluated yet."
         return read_json(self / "metrics.json", "a summary of scores") if (self / "metrics.json").exists() else {}
-
-# %% ../../nbs/training/03_run.ipynb #082ce485
-class Run(_RunFiles):
-    "The folder of a training, begun or not. It stands wherever a path is asked for: `run / \"overlays\"`, `Path(run)`."
 
     def slices(self,
                data: Slices, # of any source

@@ -73,7 +73,7 @@ def _finished(history: list[dict], config: Config) -> bool:
     return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= config.patience
 
 class _Training:
-    "A training from where its folder has come to, one epoch after the other."
+    "A training from where its folder has come to."
     save_after = 300 # seconds without a checkpoint, where an epoch is long
 
     def __init__(self, slices: Slices, run: Run, config: Config, network: nn.Module, accelerator: Accelerator):
@@ -95,48 +95,6 @@ class _Training:
         save_training(self.run / "last/training.safetensors", loop.plain, loop.average, loop.optimizer, self.place)
         save_table(self.run / "history.csv", pd.DataFrame(self.history))
 
-    def epoch(self, stopped: Callable[[], bool], progress: tqdm) -> bool:
-        "Train for the rest of an epoch, then validate. False where it was stopped before its end."
-        start, saved = time.perf_counter(), time.monotonic()
-        begun = self.place["step"] - len(self.history) * self.steps # more than 0 where the epoch was interrupted
-        device, total_steps = self.loop.device, self.config.epochs * self.steps
-        loss, skipped = (torch.tensor(float(self.place[name]), device=device) for name in ("loss", "skipped"))
-
-        def pause() -> None: # in the middle of an epoch
-            self.place.update(loss=loss.item(), skipped=skipped.item())
-            self.keep()
-
-        self.network.train()
-        for number, batch in enumerate(epoch_batches(self.tumour, self.config, len(self.history))):
-            if number < begun: continue
-            if stopped(): break
-            # 1) one step; its loss stays on the device, since .item() would make a GPU wait
-            rate = learning_rate(self.place["step"], total_steps, self.config)
-            step_loss, bad = self.loop.step(self.rows[batch], rate)
-            loss += step_loss
-            skipped += bad
-            # 2) a loss that is not finite ends the training; on a GPU it is looked at now and then only
-            if device.type == "cpu" or number % 50 == 49 or number == self.steps - 1:
-                self.loop.refuse_divergence(self.slices.table["name"].iloc[self.rows[batch]].tolist())
-            # 3) in a long epoch nothing older than some minutes is ever lost
-            if time.monotonic() - saved > self.save_after:
-                pause()
-                saved = time.monotonic()
-            progress.update()
-        if self.place["step"] < (len(self.history) + 1) * self.steps:
-            pause()
-            return False
-        trained = time.perf_counter() - start
-        valid_loss, valid_dice = self.validate()
-        wrong = int(skipped.item())
-        self.history.append(dict(
-            epoch=len(self.history) + 1, train_loss=loss.item() / max(1, self.steps - wrong), valid_loss=valid_loss,
-            valid_dice=valid_dice, lr=rate, seconds=time.perf_counter() - start,
-            slices_per_second=(self.steps - begun) * len(batch) / trained, skipped=wrong))
-        self.place.update(loss=0., skipped=0)
-        self.keep()
-        return True
-
     def validate(self) -> tuple[float, float]:
         "Loss and Dice of the averaged network on the validation slices; it is saved where its Dice is the best so far."
         batch = max(1, 32 // self.place["parts"])
@@ -146,6 +104,49 @@ class _Training:
         if self.main and score > max((row["valid_dice"] for row in self.history), default=-1):
             save_model(self.run / "model.safetensors", self.loop.average, self.best_info)
         return loss, score
+
+# %% ../../nbs/training/05_train.ipynb #8569d9e2
+def _epoch(training: _Training, stopped: Callable[[], bool], progress: tqdm) -> bool:
+    "Train for the rest of an epoch, then validate. False where it was stopped before its end."
+    start, saved = time.perf_counter(), time.monotonic()
+    begun = training.place["step"] - len(training.history) * training.steps # more than 0 where it was interrupted
+    device, total_steps = training.loop.device, training.config.epochs * training.steps
+    loss, skipped = (torch.tensor(float(training.place[name]), device=device) for name in ("loss", "skipped"))
+
+    def pause() -> None: # in the middle of an epoch
+        training.place.update(loss=loss.item(), skipped=skipped.item())
+        training.keep()
+
+    training.network.train()
+    for number, batch in enumerate(epoch_batches(training.tumour, training.config, len(training.history))):
+        if number < begun: continue
+        if stopped(): break
+        # 1) one step; its loss stays on the device, since .item() would make a GPU wait
+        rate = learning_rate(training.place["step"], total_steps, training.config)
+        step_loss, bad = training.loop.step(training.rows[batch], rate)
+        loss += step_loss
+        skipped += bad
+        # 2) a loss that is not finite ends the training; on a GPU it is looked at now and then only
+        if device.type == "cpu" or number % 50 == 49 or number == training.steps - 1:
+            training.loop.refuse_divergence(training.slices.table["name"].iloc[training.rows[batch]].tolist())
+        # 3) in a long epoch nothing older than some minutes is ever lost
+        if time.monotonic() - saved > training.save_after:
+            pause()
+            saved = time.monotonic()
+        progress.update()
+    if training.place["step"] < (len(training.history) + 1) * training.steps:
+        pause()
+        return False
+    trained = time.perf_counter() - start
+    valid_loss, valid_dice = training.validate()
+    wrong = int(skipped.item())
+    training.history.append(dict(
+        epoch=len(training.history) + 1, train_loss=loss.item() / max(1, training.steps - wrong), valid_loss=valid_loss,
+        valid_dice=valid_dice, lr=rate, seconds=time.perf_counter() - start,
+        slices_per_second=(training.steps - begun) * len(batch) / trained, skipped=wrong))
+    training.place.update(loss=0., skipped=0)
+    training.keep()
+    return True
 
 # %% ../../nbs/training/05_train.ipynb #9b162507
 def _fit(training: _Training, accelerator: Accelerator,
@@ -158,7 +159,7 @@ def _fit(training: _Training, accelerator: Accelerator,
     with _ctrl_c() as asked:
         def stopped() -> bool: return alone and (asked.is_set() or bool(should_stop and should_stop()))
         while not _finished(history, config):
-            if not training.epoch(stopped, progress): break
+            if not _epoch(training, stopped, progress): break
             if not training.main: continue
             accelerator.log({name: value for name, value in history[-1].items() if name != "epoch"}, step=len(history))
             if on_epoch: on_epoch(history, training.loop.average, training.best_info)
