@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 def forget_pages(array: np.ndarray, # a memory map; any other array is left alone
                  ) -> None:
     "Let go of what was read of a memory map; it is read again when it is needed again."
-    if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"): array._mmap.madvise(mmap.MADV_DONTNEED)
+    if getattr(array, "_mmap", None) and hasattr(mmap, "MADV_DONTNEED"): # a copy of a map has none
+        array._mmap.madvise(mmap.MADV_DONTNEED)
 
 def _parts(array: np.ndarray) -> Iterator[np.ndarray]:
     "An array 256 rows at a time; of a memory map nothing stays in memory."
