@@ -26,7 +26,7 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["tumorseg*"]),
-    package_data={"tumorseg": ["*.pyi", "py.typed"]},
+    package_data={"tumorseg": ["*.pyi", "*.html", "py.typed"]},
     python_requires=f">={settings['min_python']}",
     install_requires=lines("requirements"),
     extras_require={"dev": lines("dev_requirements")},

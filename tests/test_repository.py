@@ -132,7 +132,7 @@ def wheel(tmp_path_factory):
 
 
 def test_the_wheel_has_every_wing_and_says_that_it_is_typed(wheel):
-    expected = {path.relative_to(ROOT).as_posix() for ending in ("*.py", "*.pyi", "py.typed")
+    expected = {path.relative_to(ROOT).as_posix() for ending in ("*.py", "*.pyi", "*.html", "py.typed")
                 for path in (ROOT / "tumorseg").rglob(ending)}
     assert {name for name in wheel if name.startswith("tumorseg/")} == expected
     wings = {path.parent.name for path in (ROOT / "tumorseg").glob("*/__init__.py")}

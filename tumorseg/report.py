@@ -9,6 +9,7 @@ __all__ = ['picture_address', 'train_command', 'write_report']
 import base64
 import io
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 
 import pandas as pd
@@ -59,80 +60,7 @@ def train_command(run: str | Path | Run, # a training
     return " ".join(words)
 
 # %% ../nbs/report.ipynb #ac14a885
-_HEAD = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="viewport" content="width=device-width">
-<title>{{ title }}</title>
-<style>
-:root { color-scheme: light dark; --line: lightgrey; --quiet: dimgrey; --mark: {{ mark }} }
-@media (prefers-color-scheme: dark) { :root { --line: dimgrey; --quiet: silver; --mark: {{ mark_in_the_dark }} } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-  overflow-wrap: break-word }
-h1 { margin-bottom: 0 } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line) }
-.big { font-size: 2.2rem; font-weight: 600; color: var(--mark) } .quiet { color: var(--quiet) }
-table { border-collapse: collapse; margin: 1rem 0 }
-td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
-td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
-figure { margin: 1rem 0; break-inside: avoid } figcaption { color: var(--quiet) }
-img { max-width: 100%; background: white; border-radius: 4px }
-.patch { display: inline-block; border: .45em solid; margin: 0 .3em 0 1em }
-pre { white-space: pre-wrap; font-size: .8rem; border-left: 3px solid var(--line); padding-left: .8rem }
-@media print {
-  body { font-size: 11pt; max-width: none; margin: 0 } h2 { break-after: avoid } tr { break-inside: avoid }
-}
-</style>
-</head>
-"""
-
-# %% ../nbs/report.ipynb #b0d4e871
-_PAGE = _HEAD + """<body>
-<h1>{{ title }}</h1>
-<p class="quiet">Brain tumours in MRI slices, segmented by tumorseg {{ version }}.
-Research use, not a medical device.</p>
-{% macro show(table) %}
-<table><thead><tr>{% for name in table[0] %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in table %}<tr>{% for value in row.values() %}<td>{{ value }}</td>{% endfor %}</tr>
-{% endfor %}</tbody></table>{% endmacro %}
-{% macro pictures(captioned) %}{% for caption, address in captioned %}
-<figure><img alt="{{ caption }}" src="{{ address }}"><figcaption>{{ caption }}</figcaption></figure>
-{% endfor %}{% endmacro %}
-<h2>What it scores</h2>
-{% if headline %}<p><span class="big">{{ headline }}</span><br>{{ under }}</p>
-{{ show(scores) }}{% for name, table in more %}<h3>{{ name }}</h3>{{ show(table) }}{% endfor %}
-{% else %}<p>It is not scored yet. Give <code>tumorseg evaluate RUN DATA</code>, then make this report again.</p>
-{% endif %}
-<h2>What the score is worth</h2>
-<table><tbody><tr><th scope="row">What can be learnt</th><td>{{ verdict.learn }}</td></tr>
-<tr><th scope="row">What a score means</th><td>{{ verdict.score }}</td></tr>
-<tr><th scope="row">What to do</th><td>{{ verdict.to_do | join(" ") }}</td></tr></tbody></table>
-{% if baselines %}<p>Mean Dice per slice on {{ scored }}{% if beside %}, the network above{% else %} of{% endif %}
-what is reached without learning:</p>
-{{ show(baselines) }}{% endif %}
-{% if overlays %}<h2>What it sees</h2>
-<p>{% for name, colour in key %}<span class="patch" style="border-color: {{ colour }}"></span>{{ name }}{% endfor %}</p>
-{{ pictures(overlays) }}{% endif %}
-<h2>How it learnt</h2>
-{{ pictures(curves) }}
-<h2>The data</h2>
-{{ show(subsets) }}
-<p>Fingerprint {{ fingerprint }}. {{ patients }}</p>
-{{ pictures(data) }}
-<h3>The audit in full</h3>
-<pre>{{ audited }}</pre>
-<h2>Settings</h2>
-{{ show(settings) }}
-<h2>How to get it again</h2>
-<p>DATA is the folder of the data with the fingerprint above, RUN a new folder. Where patients or contours came from
-another place, name it with <code>--patients</code> or <code>--contours</code>.
-{% if "folds.json" in command %}folds.json lies in the folder of the run.{% endif %}</p>
-<pre>{{ command }}
-tumorseg evaluate RUN DATA</pre>
-</body>
-</html>
-"""
+_PAGE = (resources.files("tumorseg") / "report.html").read_text(encoding="utf-8")
 
 # %% ../nbs/report.ipynb #e266ffe6
 _WORDS = {
@@ -241,18 +169,15 @@ def _subsets(slices: Slices) -> list[dict]:
 def write_report(run: str | Path | Run, # a training, evaluated or not
                  slices: Slices, # the data it was trained on, at any size
                  ) -> Path: # RUN/report.html
-    """Write the page. Pictures of overlays/ and plots/ are taken where they are there.
-
-    InputError where the run has no history, the data are not its own, or one of its files is damaged.
-    """
+    """Write the page, with the pictures of overlays/ and plots/ where they are there. InputError where the run has no
+    history, the data are not its own, or one of its files is damaged."""
     run = Run(run)
     facts, history = run.facts, run.history
     if not len(history): raise InputError(f"{run}: has no history yet. Let the training finish an epoch.")
     slices, metrics = run.slices(slices), run.metrics
     if run.table is not None and set(run.table["name"]) != set(slices.table["name"]):
         raise InputError(f"{run}: was trained on other data. Open the same, with the same --patients and --contours.")
-    found = audit(slices)
-    beside = bool(metrics.get("baselines"))
+    found, beside = audit(slices), bool(metrics.get("baselines"))
     data = "A label; a slice that is scored and its nearest in train; what is reached without learning"
     page = Environment(autoescape=True).from_string(_PAGE).render(
         title=f"Run {run.path.absolute().name}", version=facts.get("versions", {}).get("tumorseg", ""),

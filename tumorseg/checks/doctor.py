@@ -138,9 +138,7 @@ def doctor(slices: Slices, # all splits
            run: str | Path | Run | None = None, # a training
            network: nn.Module | None = None, # without a run, one to be tested; with one, see `load_model`
            ) -> list[Finding]: # the causes that apply; empty: all is well
-    """Test every cause of an all-black prediction or a loss that does not move. What is wrong with the run or the data
-    is never raised.
-    """
+    "Test every cause of an all-black prediction or a loss that does not move; no fault of run or data is raised."
     with progress_bar(total=4, desc="examining", unit="step") as bar:
         found = check_masks(slices)
         if found: return found

@@ -25,15 +25,13 @@ from ..quality.verdict import LEAKING
 @dataclass(frozen=True)
 class Finding:
     """One cause that applies: "masks", "images", "geometry" or "leakage" in the data; "run", "learning rate",
-    "half precision", "network", "threshold" or "training" in a training.
-    """
+    "half precision", "network", "threshold" or "training" in a training."""
     cause: str # one of those above
     evidence: str # what was measured, with the number
     to_do: str # one sentence
 
 # %% ../../nbs/checks/00_symptoms.ipynb #839255ed
-# Fewer slices with tumour than this share are nearly none. Of the LGG set, which is mostly empty, 35 % have one.
-_EMPTY = .05
+_EMPTY = .05 # a smaller share of slices with tumour is nearly none; in the LGG set, which is mostly empty, it is .35
 
 def _wrong_values(masks: np.ndarray) -> list[Finding]:
     "Masks that hold anything but 0 and 1, or hold them in another type than uint8."
@@ -47,10 +45,9 @@ def _wrong_values(masks: np.ndarray) -> list[Finding]:
         mend = "(masks > 0)" if len(values - {0}) == 1 else "(masks == VALUE_OF_TUMOUR)"
         return [Finding("masks", f"{wrong} of {len(masks)} masks are not of 0 and 1; the values are {shown}.",
                         f"Make them 0 and 1: masks = {mend}.astype(np.uint8).")]
-    if masks.dtype != np.uint8:
-        return [Finding("masks", f"The masks are {masks.dtype}, not uint8.",
-                        "Convert them: masks = masks.astype(np.uint8).")]
-    return []
+    if masks.dtype == np.uint8: return []
+    mend = "Convert them: masks = masks.astype(np.uint8)."
+    return [Finding("masks", f"The masks are {masks.dtype}, not uint8.", mend)]
 
 def check_masks(slices: Slices, # any, also arrays of your own
                 ) -> list[Finding]: # of cause "masks", or "geometry" where sizes differ; empty: all is well
@@ -76,9 +73,9 @@ def check_masks(slices: Slices, # any, also arrays of your own
             evidence.append(f"{len(tumours)} of {len(of_split)} masks of {split} have any tumour.")
         elif len(tumours) and np.median(tumours) < 4:
             evidence.append(f"The usual tumour of {split} has {np.median(tumours):g} pixels of {masks[0].size}.")
-    if not evidence: return []
-    return [Finding("masks", " ".join(evidence), "Look whether the masks were read from the right files, "
-                    "and open the data at a larger size if tumours are that small.")]
+    mend = ("Look whether the masks were read from the right files, "
+            "and open the data at a larger size if tumours are that small.")
+    return [Finding("masks", " ".join(evidence), mend)] if evidence else []
 
 # %% ../../nbs/checks/00_symptoms.ipynb #0086c678
 _FLAT = 16 # grey values: a slice whose middle 98 % of pixels lie within less shows nothing
@@ -87,11 +84,9 @@ _FAR_OFF = 1. # standard deviations: splits of one data set differ by less than 
 def _unusual(slices: Slices, info: ModelInfo | None) -> list[Finding]:
     "Splits whose grey values are far from those that the network was, or will be, trained on."
     splits = slices.table["split"]
-    if info: (mean, *_), (std, *_), whose = info.mean, info.std, "of the run"
-    elif (splits == "train").any():
-        (mean, *_), (std, *_) = measure_normalisation(slices.in_split("train").images)
-        whose = "of train"
-    else: return []
+    if not info and not (splits == "train").any(): return []
+    means, stds = (info.mean, info.std) if info else measure_normalisation(slices.in_split("train").images)
+    mean, std, whose = means[0], stds[0], "of the run" if info else "of train"
     evidence, mend = [], ""
     for split in splits.unique():
         (split_mean, *_), (split_std, *_) = measure_normalisation(slices.in_split(split).images)
@@ -102,8 +97,8 @@ def _unusual(slices: Slices, info: ModelInfo | None) -> list[Finding]:
                 "Export the images with the same window as those for training.")
         grey = f"{split_mean:.0f} ± {split_std:.0f}"
         evidence.append(f"The grey values of {split} are {grey}, {off:.1f} deviations away.")
-    if not evidence: return []
-    return [Finding("images", f"{' '.join(evidence)} Those {whose} are {mean:.0f} ± {std:.0f}.", mend)]
+    evidence.append(f"Those {whose} are {mean:.0f} ± {std:.0f}.")
+    return [Finding("images", " ".join(evidence), mend)] if mend else []
 
 def check_images(slices: Slices, # any, also arrays of your own
                  info: ModelInfo | None = None, # of a run, whose normalisation holds; None: that of train, if any
@@ -151,8 +146,7 @@ def _inside_minus_ring(mask: np.ndarray) -> np.ndarray: # float32 (_SIDE, _SIDE)
 def contrasts(slices: Slices, # any
               ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # rows (M,); (M, 8) turned; (M, 33, 33) moved down, right
     """How much tissue under each mask differs from that around it, in standard deviations of the picture: with the mask
-    turned as in `TURNS`, and moved by up to 16 of 64 pixels. Only of slices with tumour.
-    """
+    turned as in `TURNS`, and moved by up to 16 of 64 pixels. Only of slices with tumour."""
     rows = np.flatnonzero((slices.areas > 0) & (slices.areas < np.prod(slices.masks.shape[1:]) / 2))
     moves = 2 * _RANGE + 1
     padded = (_SIDE + 2 * _RANGE,) * 2 # so that what leaves on one side does not come back on the other
@@ -264,14 +258,13 @@ def check_leakage(slices: Slices, # with splits
                   ) -> list[Finding]: # of cause "leakage"
     "Whether patients, or the very pictures, are on both sides of the split."
     small = thumbnails(slices)
-    leakage, copies = find_leakage(slices, small), duplicates(slices, small)
+    leakage = find_leakage(slices, small)
+    mend = LEAKING.get(leakage["conclusion"])
+    if mend: return [Finding("leakage", leakage["sentence"], mend)]
+    copies = duplicates(slices, small)
     across = copies[copies["split"] != copies["other_split"]]
-    if leakage["conclusion"] in LEAKING:
-        mend = ("Split by patients (--split patients)." if leakage["conclusion"] == "yes" else
-                "Find out who the patients are (a table for --patients), and split by them.")
-        return [Finding("leakage", leakage["sentence"], mend)]
-    if len(across):
-        pair = across.iloc[0]
-        return [Finding("leakage", f"{len(across)} pictures are in two splits, as {pair['name']} and {pair['other']} "
-                                   f"(correlation {pair['correlation']:.3f}).", "Remove one of each.")]
-    return []
+    if across.empty: return []
+    pair = across.iloc[0]
+    evidence = (f"{len(across)} pictures are in two splits, as {pair['name']} and {pair['other']} "
+                f"(correlation {pair['correlation']:.3f}).")
+    return [Finding("leakage", evidence, "Remove one of each.")]

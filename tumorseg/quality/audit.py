@@ -31,15 +31,9 @@ def _parts(slices: Slices) -> pd.DataFrame:
         numbered, _ = ndimage.label(mask)
         for number, (rows, columns) in enumerate(ndimage.find_objects(numbered), 1):
             tall, wide = rows.stop - rows.start, columns.stop - columns.start
-            facts.append(dict(
-                name=name,
-                width=wide * scale,
-                height=tall * scale,
-                rectangle=min(tall, wide) >= 4 and is_box(numbered[rows, columns] == number),
-                at_frame=0 in (rows.start, columns.start) or side in (rows.stop, columns.stop),
-                bbox="missing",
-                area="missing",
-            ))
+            rectangle = min(tall, wide) >= 4 and is_box(numbered[rows, columns] == number)
+            at_frame = 0 in (rows.start, columns.start) or side in (rows.stop, columns.stop)
+            facts.append((name, wide * scale, tall * scale, rectangle, at_frame, "missing", "missing"))
     return pd.DataFrame(facts, columns=["name", "width", "height", "rectangle", "at_frame", "bbox", "area"])
 
 def _label_facts(slices: Slices) -> tuple[pd.DataFrame, str]: # a row an annotation or part, and what was counted
@@ -56,8 +50,7 @@ def audit_labels(slices: Slices, # any source
     """`counted` says what: annotations of a JSON, or else connected parts of masks. Their number, and names of slices:
     `rectangle_names`, `empty`, `several`, `slivers` (too narrow to be meant), `at_frame`, and where there is a JSON
     `bbox_wrong_order`, `bbox_stale`, `area_stale`; `categories` of each split, and `tumour_share` of the picture that
-    5, 50 and 95 % of slices are below.
-    """
+    5, 50 and 95 % of slices are below."""
     table = slices.table
     facts, counted = _label_facts(slices)
     def names(chosen: pd.Series) -> list[str]: return sorted(set(facts["name"][chosen.astype(bool)]))
@@ -65,7 +58,7 @@ def audit_labels(slices: Slices, # any source
     narrow = facts[facts[["width", "height"]].min(axis=1) < (_SLIVER * longer_side).clip(lower=2)]
     slivers = [dict(name=name, width=round(float(width), 1), height=round(float(height), 1))
                for name, width, height in narrow[["name", "width", "height"]].values]
-    categories = {split: {str(category): int(n) for category, n in part.value_counts().sort_index().items()}
+    categories = {split: part.value_counts().sort_index().rename(str).to_dict()
                   for split, part in table.groupby("split", sort=False)["category"]}
     shares = slices.areas[slices.areas > 0] / np.prod(slices.masks.shape[1:])
     return dict(
@@ -87,7 +80,7 @@ def audit_labels(slices: Slices, # any source
 # %% ../../nbs/quality/03_audit.ipynb #f0ee02bc
 def _count_channels(slices: Slices) -> dict:
     "Of up to 200 files, how many have three channels, and how many of these are grey all the same."
-    looked, colour, equal = 0, 0, 0
+    looked, equal = 0, [] # equal: of each file with three channels, whether they are
     names = [] if slices.folder is None else slices.table["name"][::max(1, len(slices) // 200)]
     for path in (slices.folder / name for name in names):
         if path.suffix.lower() not in PICTURES or not path.is_file(): continue
@@ -95,27 +88,19 @@ def _count_channels(slices: Slices) -> dict:
             looked += 1
             if len(picture.getbands()) < 3: continue
             planes = np.asarray(picture.convert("RGB"))
-        colour += 1
-        equal += int((planes == planes[..., :1]).all())
-    return dict(files_looked_at=looked, files_with_channels=colour, channels_equal=equal)
+        equal.append(bool((planes == planes[..., :1]).all()))
+    return dict(files_looked_at=looked, files_with_channels=len(equal), channels_equal=sum(equal))
 
 def audit_images(slices: Slices, # any source
                  small: np.ndarray, # their `thumbnails`
                  ) -> dict: # numbers, and lists
-    """Sizes of the files, how many of up to 200 files have equal channels, and pairs that are one picture, across
-    splits or within. No file is looked at where slices do not come from a folder.
-    """
+    """Sizes of the files, how many of up to 200 have equal channels (none where slices come from no folder), and pairs
+    that are one picture, across splits or within."""
     sizes = (slices.table["width"].astype(str) + " x " + slices.table["height"].astype(str)).value_counts()
     copies = duplicates(slices, small)
-    exact = int(copies["exact"].sum())
-    return dict(
-        sizes={size: int(count) for size, count in sizes.items()},
-        **_count_channels(slices),
-        exact=exact,
-        near=len(copies) - exact,
-        across_splits=int((copies["split"] != copies["other_split"]).sum()),
-        copies=copies.round(4).to_dict("records"),
-    )
+    exact, across = int(copies["exact"].sum()), int((copies["split"] != copies["other_split"]).sum())
+    return dict(sizes=sizes.to_dict(), **_count_channels(slices), exact=exact, near=len(copies) - exact,
+                across_splits=across, copies=copies.round(4).to_dict("records"))
 
 # %% ../../nbs/quality/03_audit.ipynb #94600d28
 def audit(slices: Slices, # any source
@@ -125,23 +110,17 @@ def audit(slices: Slices, # any source
     `labels`, `images`, `leakage`, `scored`, `baselines`.
 
     Baselines are mean Dice per slice (by the rule of `dice` for empty masks) on test, or valid where there is no test
-    (`scored`, empty where there is neither). Slices without patient take that of their contour.
-    """
+    (`scored`, empty where there is neither). Slices without patient take that of their contour."""
     drawn = 0
     if contours is not None:
         drawn = int(slices.table["name"].isin(contours.table["name"]).sum())
         nameless = slices.table["name"][slices.table["patient"] == ""]
         known = contours.table[contours.table["name"].isin(nameless) & (contours.table["patient"] != "")]
         if len(known): slices = with_patients(slices, known)
-    splits = {split: int(n) for split, n in slices.table["split"].value_counts(sort=False).items()}
+    splits = slices.table["split"].value_counts(sort=False).to_dict()
     scored = next((split for split in ("test", "valid") if split in splits and "train" in splits), "")
-    facts = dict(
-        slices=len(slices),
-        size=int(slices.masks.shape[-1]),
-        splits=splits,
-        patients_known=int((slices.table["patient"] != "").sum()),
-        contours=drawn,
-    )
+    facts = dict(slices=len(slices), size=slices.masks.shape[-1], splits=splits,
+                 patients_known=int((slices.table["patient"] != "").sum()), contours=drawn)
     with progress_bar(total=5, desc="auditing", unit="step") as bar:
         small = thumbnails(slices)
         bar.update()

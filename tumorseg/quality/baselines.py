@@ -18,9 +18,7 @@ from ..metrics.masks import count_masks, dice
 # %% ../../nbs/quality/01_baselines.ipynb #8035f559
 def constant_mask(train: Slices, # to learn it from
                   ) -> np.ndarray: # uint8 (H, W) of 0 and 1
-    """The mean mask of the training slices, cut where the mean Dice per slice on them is best; forty cuts are tried,
-    and the empty mask.
-    """
+    "The mean mask of train, cut where its mean Dice per slice there is best; forty cuts are tried, and the empty mask."
     blocks = np.array_split(train.masks, max(1, len(train) // 64)) # so that few masks are in memory at a time
     mean = sum(block.sum(0, dtype=np.float64) for block in blocks).ravel() / len(train)
     cuts = np.append(np.linspace(0, mean.max(), 41)[1:], np.inf)
@@ -37,9 +35,7 @@ def copied_masks(train: Slices, # to copy from
                  test: Slices, # of the same size
                  own: bool = True, # whether the patient's own slices may be copied; if not, all patients must be known
                  ) -> np.ndarray: # uint8 (N, H, W), a mask for each slice of `test`
-    """The label of the most correlated training slice. InputError where the patient's own are to be left out and some
-    patient is unknown.
-    """
+    "The label of the most correlated training slice. InputError where `own` is False and some patient is unknown."
     groups = (None, None) if own else (test.table["patient"].to_numpy(), train.table["patient"].to_numpy())
     if not own and "" in {*groups[0], *groups[1]}:
         raise InputError("Some patients are unknown: their own slices cannot be left out.")
@@ -52,8 +48,7 @@ def baseline_scores(train: Slices, # what a model would learn from
                     contours: Slices | None = None, # expert contours of some of `test`, under the same names
                     ) -> pd.DataFrame: # a row for each baseline and slice: baseline, name, patient, dice
     """Dice of each slice (by the rule of `dice` for empty masks) for what has learnt nothing. Without the patient's own
-    slices, only those count whose patient is known, on both sides.
-    """
+    slices, only those count whose patient is known, on both sides."""
     parts = []
     def add(baseline: str, predicted: np.ndarray, scored: Slices) -> None:
         scores = dice(count_masks(predicted, scored.masks)).numpy()

@@ -13,33 +13,29 @@ from ..data.patients import leaking_patients, number_of, split_state
 from ..data.slices import Slices
 
 # %% ../../nbs/quality/00_leakage.ipynb #9bfca1f9
-def _first_split(slices: Slices) -> str:
-    "The split that the others are compared with: train where there is one."
+def _sides(slices: Slices) -> tuple[str, list[str]]:
+    "The split that the others are compared with, train where there is one; and the others."
     splits = slices.table["split"].unique()
-    return "train" if "train" in splits else splits[0]
+    first = "train" if "train" in splits else splits[0]
+    return first, [split for split in splits if split != first]
 
 def from_patients(slices: Slices, # with splits
                   ) -> dict | None: # `patients`, `leaking`, and `splits`; None where no patient is known
     """How many patients there are and leak, and for each split but train: `slices`, of `known` patient, with the
-    patient in train too (`leaked`), and with the neighbouring file number of that patient in train (`neighbours`).
-    """
-    table, first = slices.table, _first_split(slices)
+    patient in train too (`leaked`), and with the neighbouring file number of that patient in train (`neighbours`)."""
+    table, (first, others) = slices.table, _sides(slices)
     known = table[table["patient"] != ""]
     if known.empty: return None
     train = known[known["split"] == first]
     in_train = set(zip(train["patient"], train["name"].map(number_of)))
     splits = {}
-    for split in table["split"].unique():
-        if split == first: continue
+    for split in others:
         part = known[known["split"] == split]
         beside = [number >= 0 and bool({(patient, number - 1), (patient, number + 1)} & in_train)
                   for patient, number in zip(part["patient"], part["name"].map(number_of))]
-        splits[split] = dict(
-            slices=int((table["split"] == split).sum()),
-            known=len(part),
-            leaked=int(part["patient"].isin(train["patient"]).sum()),
-            neighbours=sum(beside),
-        )
+        leaked = int(part["patient"].isin(train["patient"]).sum())
+        count = int((table["split"] == split).sum())
+        splits[split] = dict(slices=count, known=len(part), leaked=leaked, neighbours=sum(beside))
     return dict(patients=known["patient"].nunique(), leaking=len(leaking_patients(slices)), splits=splits)
 
 # %% ../../nbs/quality/00_leakage.ipynb #3b7c431f
@@ -50,10 +46,9 @@ def from_numbers(slices: Slices, # with splits
                  small: np.ndarray, # their `thumbnails`
                  ) -> dict | None: # `limit`, and `splits`; None where files have no numbers of their own
     """Slices with an alike neighbour in train (`leaked`): a file number at most 2 away, and more correlated than 99 %
-    of the pairs with numbers more than 50 apart (`limit`).
-    """
+    of the pairs with numbers more than 50 apart (`limit`)."""
     number, split = slices.table["name"].map(number_of).to_numpy(), slices.table["split"].to_numpy()
-    first = _first_split(slices)
+    first, others = _sides(slices)
     distinct = len(np.unique(number)) >= .9 * len(number)
     if (number < 0).mean() > .1 or not distinct or np.ptp(number) <= 2 * _FAR: return None
     edges, counts = np.linspace(-1.001, 1.001, 4001), np.zeros(4000) # a histogram: all pairs would not fit into memory
@@ -64,11 +59,8 @@ def from_numbers(slices: Slices, # with splits
         neighbour = (apart > 0) & (apart <= _CLOSE) & (split == first)[None]
         closest[rows] = np.where(neighbour, alike, -1).max(1)
     limit = float(edges[np.searchsorted(np.cumsum(counts), .99 * counts.sum())])
-    splits = {}
-    for name in slices.table["split"].unique():
-        if name == first: continue
-        chosen = split == name
-        splits[name] = dict(slices=int(chosen.sum()), leaked=int((closest[chosen] > limit).sum()))
+    chosen = {name: closest[split == name] for name in others}
+    splits = {name: dict(slices=len(part), leaked=int((part > limit).sum())) for name, part in chosen.items()}
     return dict(limit=round(limit, 3), splits=splits)
 
 # %% ../../nbs/quality/00_leakage.ipynb #a78b3d4b
@@ -76,15 +68,14 @@ def from_pictures(slices: Slices, # with splits
                   small: np.ndarray, # their `thumbnails`
                   ) -> dict | None: # for each other split: slices, beats (0..1); None where a side has fewer than ten
     """How often a slice's nearest in train is more alike than the nearest of a training slice among the others
-    (`beats`): about one half where the same people are on both sides, much less where they are not.
-    """
-    split, first = slices.table["split"].to_numpy(), _first_split(slices)
+    (`beats`): about one half where the same people are on both sides, much less where they are not."""
+    split, (first, others) = slices.table["split"].to_numpy(), _sides(slices)
     train, splits = np.flatnonzero(split == first), {}
     if len(train) < 10: return None
     within = np.sort(nearest(small[train], small[train], train, train)[1]) # its own row does not count
-    for name in slices.table["split"].unique():
+    for name in others:
         rows = np.flatnonzero(split == name)
-        if name == first or len(rows) < 10: continue
+        if len(rows) < 10: continue
         across = nearest(small[rows], small[train])[1]
         beats = np.searchsorted(within, across).mean() / len(within)
         splits[name] = dict(slices=len(rows), beats=round(float(beats), 3))
@@ -123,9 +114,8 @@ def _conclude_from_pictures(found: dict | None, numbers: dict | None, first: str
     often = " and ".join(f"{value:.0%} of the comparisons for {split}" for split, value in beats.items())
     compared = f"are more alike to {first} than those of {first} are among themselves in {often};"
     if max(beats.values(), default=0) >= .3:
-        return "suspected", "pictures", (
-            f"Suspected, from the pictures alone: slices {compared} "
-            "with the same people on both sides it would be half.")
+        with_people = "with the same people on both sides it would be half."
+        return "suspected", "pictures", f"Suspected, from the pictures alone: slices {compared} {with_people}"
     source = "file numbers and pictures" if numbers else "pictures"
     sentence = f"No sign of it in {source}, but not certain: patients are not known."
     if beats: sentence += f" Slices {compared} if people leaked it would be half."
@@ -136,12 +126,11 @@ def find_leakage(slices: Slices, # any source
                  small: np.ndarray, # their `thumbnails`
                  ) -> dict: # conclusion, source, sentence; patients, numbers, pictures: what each said, or None
     """Whether the same people are on both sides. `conclusion` is "yes" or "no" (from patients: certain), "likely" (from
-    file numbers), "suspected" (from pictures), "no sign" (from these two) or "unknown" (one split, or no hint at all).
-    """
+    file numbers), "suspected" (from pictures), "no sign" (from these two) or "unknown" (one split, or no hint)."""
     if slices.table["split"].nunique() < 2:
         return dict(conclusion="unknown", source="", sentence="There is one split only, so nothing can leak yet.",
                     patients=None, numbers=None, pictures=None)
-    first = _first_split(slices)
+    first, _ = _sides(slices)
     patients, numbers, pictures = from_patients(slices), from_numbers(slices, small), from_pictures(slices, small)
     # the strongest evidence that there is decides
     conclusion, source, sentence = (_conclude_from_patients(split_state(slices), patients, first)

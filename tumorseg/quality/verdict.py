@@ -19,7 +19,8 @@ from .overview import draw_label, label_key
 
 # %% ../../nbs/quality/04_verdict.ipynb #86048129
 _BOXES = .01 # up to this share of rectangles labels count as outlines: a small tumour may be one
-LEAKING = ("yes", "likely", "suspected") # conclusions of `find_leakage`
+_ASK = "Find out who the patients are (a table for --patients), and split by them."
+LEAKING = {"yes": "Split by patients (--split patients).", "likely": _ASK, "suspected": _ASK} # conclusion: to do
 
 def _learn(labels: dict) -> str:
     "What the labels can teach."
@@ -46,28 +47,24 @@ def _score(conclusion: str, baselines: dict[str, dict]) -> str:
     return f"{text} Even the contour that an expert drew scores {expert['dice']:.2f} here ({expert['slices']} slices)."
 
 # %% ../../nbs/quality/04_verdict.ipynb #9d2c51aa
+_JSON = {"bbox in wrong order": "bbox_wrong_order", "stale bbox": "bbox_stale", "stale area": "area_stale"}
+
 def _mend_annotations(labels: dict) -> list[str]:
     "What is wrong in a JSON; a speck in a drawn mask may be meant."
     if labels["counted"] != "annotations": return []
-    kinds = dict(slivers="slivers", bbox_wrong_order="bbox in wrong order", bbox_stale="stale bbox",
-                 area_stale="stale area")
-    found = [f"{words} ({len(labels[kind])})" for kind, words in kinds.items() if labels[kind]]
+    kinds = {"slivers": "slivers"} | _JSON
+    found = [f"{words} ({len(labels[kind])})" for words, kind in kinds.items() if labels[kind]]
     return [f"Mend the annotations: {', '.join(found)}."] if found else []
 
 def _to_do(facts: dict) -> list[str]:
     "What is to be done, a sentence each; nothing where all is well."
     labels, images, conclusion, to_do = facts["labels"], facts["images"], facts["leakage"]["conclusion"], []
-    if conclusion == "yes":
-        to_do.append("Split by patients (--split patients).")
-    elif conclusion in LEAKING:
-        to_do.append("Find out who the patients are (a table for --patients), and split by them.")
+    if conclusion in LEAKING: to_do.append(LEAKING[conclusion])
     if labels["rectangles"] > _BOXES * labels["annotations"]:
         to_do.append("Train on the expert contours." if facts["contours"] else
                      "Look for contours of these images, or read every score as one of boxes.")
-    if images["across_splits"]:
-        to_do.append(f"Remove copies that lie in two splits ({images['across_splits']}).")
-    elif images["copies"]:
-        to_do.append(f"Look at the copies ({len(images['copies'])}), and keep one of each.")
+    if images["across_splits"]: to_do.append(f"Remove copies that lie in two splits ({images['across_splits']}).")
+    elif images["copies"]: to_do.append(f"Look at the copies ({len(images['copies'])}), and keep one of each.")
     return to_do + _mend_annotations(labels)
 
 def verdict(facts: dict, # from `audit`
@@ -75,12 +72,8 @@ def verdict(facts: dict, # from `audit`
     "What can be learnt from a data set, what a score on it means, and what is to be done."
     to_do = _to_do(facts)
     choose = [] if facts["scored"] else ["Choose a split (--split patients)."]
-    return dict(
-        learn=_learn(facts["labels"]),
-        score=_score(facts["leakage"]["conclusion"], {row["baseline"]: row for row in facts["baselines"]}),
-        to_do=to_do + choose or ["Nothing."],
-        clean=not to_do,
-    )
+    score = _score(facts["leakage"]["conclusion"], {row["baseline"]: row for row in facts["baselines"]})
+    return dict(learn=_learn(facts["labels"]), score=score, to_do=to_do + choose or ["Nothing."], clean=not to_do)
 
 # %% ../../nbs/quality/04_verdict.ipynb #67948e31
 def _named(found: list, most: int = 3) -> str:
@@ -93,17 +86,10 @@ def _named(found: list, most: int = 3) -> str:
 def _label_lines(labels: dict) -> dict[str, str]:
     rectangles = f"{labels['rectangles']} of {labels['annotations']} {labels['counted']}"
     if 0 < labels["rectangles"] < labels["annotations"] / 2: rectangles += f" ({_named(labels['rectangle_names'])})"
-    lines = {
-        "filled rectangles": rectangles,
-        "without annotation": _named(labels["empty"]),
-        f"several {labels['counted']}": _named(labels["several"]),
-        "slivers": _named(labels["slivers"]),
-        "touching the frame": _named(labels["at_frame"]),
-    }
-    if labels["counted"] == "annotations":
-        lines["bbox in wrong order"] = _named(labels["bbox_wrong_order"])
-        lines["stale bbox"] = _named(labels["bbox_stale"])
-        lines["stale area"] = _named(labels["area_stale"])
+    kinds = {"without annotation": "empty", f"several {labels['counted']}": "several", "slivers": "slivers",
+             "touching the frame": "at_frame"}
+    if labels["counted"] == "annotations": kinds |= _JSON
+    lines = {"filled rectangles": rectangles} | {title: _named(labels[kind]) for title, kind in kinds.items()}
     categories = []
     for split, counts in labels["categories"].items():
         of_split = [f"{n} {'without' if category == '0' else f'of {category}'}" for category, n in counts.items()]
@@ -115,10 +101,8 @@ def _label_lines(labels: dict) -> dict[str, str]:
     return lines
 
 def _image_lines(images: dict) -> dict[str, str]:
-    lines = {
-        "sizes": ", ".join(f"{size} ({n})" for size, n in list(images["sizes"].items())[:4]),
-        "copies": f"{images['exact']} exact, {images['near']} near; {images['across_splits']} in two splits",
-    }
+    lines = {"sizes": ", ".join(f"{size} ({n})" for size, n in list(images["sizes"].items())[:4]),
+             "copies": f"{images['exact']} exact, {images['near']} near; {images['across_splits']} in two splits"}
     if images["files_looked_at"]:
         grey = f"{images['channels_equal']} of {images['files_with_channels']} colour files are grey"
         lines["channels"] = f"{grey} ({images['files_looked_at']} files looked at)"
@@ -141,11 +125,8 @@ def audit_in_words(facts: dict, # from `audit`
         "The same people on both sides?": {"": facts["leakage"]["sentence"]},
         f"What is reached without learning on {facts['scored']}: mean Dice per slice, both masks empty 1, one empty 0":
             _baseline_lines(facts["baselines"]),
-        "Verdict": {
-            "what can be learnt": answer["learn"],
-            "what a score means": answer["score"],
-            "what to do": " ".join(answer["to_do"]),
-        },
+        "Verdict": {"what can be learnt": answer["learn"], "what a score means": answer["score"],
+                    "what to do": " ".join(answer["to_do"])},
     }
     splits = ", ".join(f"{split} {n}" for split, n in facts["splits"].items())
     blocks = [f"{facts['slices']} slices ({splits}), looked at with {facts['size']} px; "
