@@ -16,7 +16,6 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
@@ -73,7 +72,7 @@ def to_png(picture: np.ndarray, # uint8 (H, W) or (H, W, 3)
     return file.getvalue()
 
 # %% ../nbs/pictures.ipynb #c144e5b8
-def figure_png(figure: Figure, # closed afterwards
+def figure_png(figure: plt.Figure, # closed afterwards
                dpi: int = 110, # pixels an inch
                ) -> bytes:
     "A matplotlib figure as PNG."
@@ -81,8 +80,9 @@ def figure_png(figure: Figure, # closed afterwards
     figure.savefig(file, format="png", dpi=dpi)
     plt.close(figure)
     return file.getvalue()
+
 def save_figure(path: str | Path, # a PNG file, to be written or replaced
-                figure: Figure, # closed afterwards
+                figure: plt.Figure, # closed afterwards
                 dpi: int = 110, # pixels an inch
                 ) -> None:
     "Write a matplotlib figure as PNG, whole or not at all."
@@ -103,8 +103,7 @@ def sheet(pictures: Sequence[np.ndarray], # uint8 (H, W, 3), all of one size
           columns: int = 6, # pictures in a row
           ) -> np.ndarray: # uint8 (H, W, 3)
     "Pictures in rows on white, each with its caption below. UsageError where there is none, or not a caption for each."
-    if not pictures or len(pictures) != len(captions):
-        raise UsageError(f"{len(captions)} captions for {len(pictures)} pictures: give one each.")
+    if not len(pictures) == len(captions) > 0: raise UsageError("Give one caption for each picture, and one at least.")
     height, width = pictures[0].shape[:2]
     down, across = height + 4 + _LINE * (1 + captions[0].count("\n")), width + 6
     columns = min(columns, len(pictures))
@@ -117,11 +116,10 @@ def sheet(pictures: Sequence[np.ndarray], # uint8 (H, W, 3), all of one size
     return np.asarray(whole)
 
 def tiles(slices: Slices, # N slices of any size
-          side: int = TILE, # of the small pictures, pixels
-          ) -> tuple[np.ndarray, np.ndarray]: # uint8 (N, side, side), first channel; uint8 (N, side, side) of 0 and 1
+          ) -> tuple[np.ndarray, np.ndarray]: # uint8 (N, 128, 128) twice: first channel; mask of 0 and 1
     "Slices and masks, made small (or large) to be looked at."
-    return (np.array([to_square(image[:1], side)[0] for image in slices.images]).reshape(-1, side, side),
-            np.array([mask_to_square(mask, side) for mask in slices.masks]).reshape(-1, side, side))
+    return (np.array([to_square(image[:1], TILE)[0] for image in slices.images]).reshape(-1, TILE, TILE),
+            np.array([mask_to_square(mask, TILE) for mask in slices.masks]).reshape(-1, TILE, TILE))
 
 def outlined(grey: np.ndarray, # uint8 (H, W)
              mask: np.ndarray, # (H, W) of 0 and 1

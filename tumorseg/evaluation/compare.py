@@ -12,7 +12,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from ..core import InputError, UsageError
 from ..data.slices import Slices
@@ -26,8 +25,7 @@ def seen_before(run: str | Path | Run, # a training, with its table.csv
                 slices: Slices, # the data; its patients count where the run knew none
                 split: str = "test", # which split of the data it would be scored on
                 ) -> tuple[str, int]: # "separate", "leak" or "unknown", and how many slices of the split leak
-    """Whether a run was trained or validated on slices of a split, or on their patients; "unknown" where patients or
-    its table are missing."""
+    """Whether a run has learnt from slices of a split or their patients; "unknown" without patients or its table."""
     table, test = Run(run).table, slices.table.iloc[slices.rows_of(split)]
     if table is None: return "unknown", 0
     learnt = table[table["split"].isin(["train", "valid"])]
@@ -49,66 +47,54 @@ def _kept_scores(run: Run, test: Slices) -> pd.DataFrame | None:
     scores = scores.loc[test.table["name"]]
     return scores if (scores["tp"] + scores["fn"]).tolist() == test.areas.tolist() else None
 
-def _row(dice: np.ndarray, reference: np.ndarray | None, groups: np.ndarray) -> dict:
-    "A run's mean Dice, and its difference to that of the first run; None: this is the first."
-    low, high = bootstrap_interval(dice, groups)
-    row = dict(dice=dice.mean(), low=low, high=high, difference=np.nan, diff_low=np.nan, diff_high=np.nan, p=np.nan,
-               better=0, worse=0)
-    if reference is None: return row
-    difference = dice - reference
-    diff_low, diff_high = bootstrap_interval(difference, groups)
-    return row | dict(difference=difference.mean(), diff_low=diff_low, diff_high=diff_high,
-                      p=paired_test(difference, groups),
-                      better=int((difference > 1e-6).sum()), worse=int((difference < -1e-6).sum()))
-
 # %% ../../nbs/evaluation/03_compare.ipynb #db4bd15b
 def compare(runs: list[str | Path | Run], # trainings, two or more; the others are compared with the first
             slices: Slices | Callable[[int], Slices], # the data at the size of the runs, or what opens it at a size
             split: str = "test", # which split of the first run
             leaking: bool = False, # whether runs that have learnt from patients of the split are compared all the same
             ) -> tuple[pd.DataFrame, pd.DataFrame]: # a row a run; a row a slice: name, patient, Dice of each run
-    """Paired differences of Dice on the same slices, second run minus first; 95 % interval over patients or slices; p.
+    """Paired differences of Dice on the same slices, second run minus first; 95 % interval over patients or slices; p
+    of single comparisons: with many runs, ask for less than 0.05.
 
     Columns of the first table: run, size, slices, dice, low, high; difference, diff_low, diff_high, p (NaN for the
-    first run); better, worse (slices); seen ("separate", "leak", "unknown"), over. p values are of single comparisons;
-    with many runs, ask for less than 0.05.
-    InputError where a run has learnt from patients of the split, UsageError where there are fewer than two runs.
-    """
+    first run); better, worse (slices); seen ("separate", "leak", "unknown"), over.
+    InputError where a run has learnt from patients of the split, UsageError where there are fewer than two runs."""
     runs = [Run(run) for run in runs]
     if len({run.path.resolve() for run in runs}) < max(2, len(runs)):
         raise UsageError("Give two different runs at least, each once.")
     models = [run.segmenter() for run in runs]
-    opened = {} # the data by size, with the split and the patients of the first run
-    for size in dict.fromkeys(model.info.size for model in models):
-        opened[size] = runs[0].slices(slices(size) if callable(slices) else slices)
-    tested = {size: data.in_split(split) for size, data in opened.items()}
-    test = tested[models[0].info.size].table
-    seen = [seen_before(run, opened[models[0].info.size], split) for run in runs]
-    leaks = [f"{run}: has learnt from {count} of the {len(test)} slices of {split}, or from other slices of their "
-             "patients, so its score says nothing on new patients. Leave it out, or ask for it (--leaking)."
-             for run, (state, count) in zip(runs, seen) if state == "leak"]
+    sizes = [model.info.size for model in models]
+    opened = {size: runs[0].slices(slices(size) if callable(slices) else slices) for size in dict.fromkeys(sizes)}
+    tested = {size: data.in_split(split) for size, data in opened.items()} # split and patients of the first run
+    test = tested[sizes[0]].table
+    seen = [seen_before(run, opened[sizes[0]], split) for run in runs]
+    leaks = [f"{run}: has learnt from {count} of the {len(test)} slices of {split}, or from others of their patients. "
+             "Leave it out, or ask for it (--leaking)." for run, (state, count) in zip(runs, seen) if state == "leak"]
     if leaks and not leaking: raise InputError(*leaks)
     short = [run.name for run in runs]
     names = [run.name if short.count(run.name) == 1 else str(run) for run in runs]
     groups, over = interval_groups(test["patient"])
-    scores, rows, reference = test[["name", "patient"]].copy(), [], None
-    for name, run, model, (state, _) in zip(names, runs, models, seen):
-        part = tested[model.info.size]
+    scores, rows = test[["name", "patient"]].copy(), []
+    for name, run, model, size, (state, _) in zip(names, runs, models, sizes, seen):
+        part = tested[size]
         kept = _kept_scores(run, part)
         if kept is None: kept = score_slices(model.slices(part.images), part, model.info.threshold)
         scores[name] = dice = kept["dice"].to_numpy()
-        rows.append(dict(run=name, size=model.info.size, slices=len(test), **_row(dice, reference, groups),
-                         seen=state, over=over))
-        if reference is None: reference = dice
+        difference = dice - (scores[names[0]].to_numpy() if rows else np.nan) # of the first run NaN
+        low, high = bootstrap_interval(dice, groups)
+        diff_low, diff_high = bootstrap_interval(difference, groups)
+        rows.append(dict(run=name, size=size, slices=len(test), dice=dice.mean(), low=low, high=high,
+                         difference=difference.mean(), diff_low=diff_low, diff_high=diff_high,
+                         p=paired_test(difference, groups), better=int((difference > 1e-6).sum()),
+                         worse=int((difference < -1e-6).sum()), seen=state, over=over))
     return pd.DataFrame(rows), scores
 
 # %% ../../nbs/evaluation/03_compare.ipynb #0e17cca1
 def plot_differences(scores: pd.DataFrame, # from `compare`: name, patient, and a column a run
                      second: str, # the column of one run
                      first: str, # the column of the run it is compared with
-                     ) -> Figure:
-    """The mean difference of each patient (or slice, where a patient is unknown), sorted, and the mean over slices with
-    its 95 % interval."""
+                     ) -> plt.Figure:
+    "The mean difference of each patient (of each slice where one is unknown), sorted; that over slices, its interval."
     groups, over = interval_groups(scores["patient"])
     difference = scores[second] - scores[first]
     parts = difference.groupby(groups).agg(["mean", "size"]).sort_values("mean")

@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO
@@ -24,11 +23,9 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-from tqdm.auto import tqdm
 
 from ..core import InputError, UsageError, progress_bar, save_json, save_table, write_whole
-from ..data.slices import Slices, load_slices, save_slices
+from ..data.slices import TABLE, Slices, load_slices, save_slices
 from ..data.splits import Folds, choose_folds, load_folds, save_folds, split_by
 from .evaluate import baseline_rows, evaluate, score_tables, summarise
 from ..metrics.intervals import bootstrap_interval, interval_groups
@@ -44,11 +41,9 @@ def _finished(run: Run, slices: Slices, config: Config) -> bool:
     "Whether a fold is trained and scored. InputError where its folder holds one of other data, folds or settings."
     if not run.begun: return False
     if run.config != config or not run.knows(slices):
-        raise InputError(f"{run}: was trained on other data, folds or settings. "
-                         "Give those again, or choose another folder.")
-    if not (run / "metrics.json").exists(): return False
-    test = slices.table["name"][slices.table["split"] == "test"]
-    try: return set(run.scores["name"]) == set(test) # else it was scored on another split since
+        raise InputError(f"{run}: is of other data, folds or settings. Give those again, or choose another folder.")
+    test = slices.table["name"][slices.table["split"] == "test"] # it may have been scored on another split since
+    try: return (run / "metrics.json").exists() and set(run.scores["name"]) == set(test)
     except InputError: return False # a damaged table is made again
 
 def _train_fold(slices: Slices, run: Run, config: Config) -> str:
@@ -79,10 +74,9 @@ def _environment(place: int, at_once: int) -> dict[str, str]:
     "The environment of the fold at one of `at_once` places: its share of the threads, and its GPU where there are any."
     set_by_user = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     gpus = set_by_user or [str(gpu) for gpu in range(torch.cuda.device_count())]
-    threads = max(1, torch.get_num_threads() // at_once)
-    ours = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    if gpus: ours["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
-    return {**os.environ, **ours}
+    its_gpu = {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {}
+    threads = str(max(1, torch.get_num_threads() // at_once))
+    return os.environ | its_gpu | {"OMP_NUM_THREADS": threads, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 def _start(shared: Path, run: Run, number: int, config: Config, environment: dict) -> tuple[subprocess.Popen, IO]:
     "A process that trains and scores one fold, and the file that it writes to."
@@ -113,8 +107,7 @@ def _side_by_side(shared: Path, runs: dict[int, Run], config: Config, at_once: i
             for place in range(at_once):
                 if waiting and place not in running:
                     number = waiting.pop(0)
-                    environment = _environment(place, at_once)
-                    running[place] = number, *_start(shared, runs[number], number, config, environment)
+                    running[place] = number, *_start(shared, runs[number], number, config, _environment(place, at_once))
             for place, (number, process, output) in list(running.items()):
                 if process.poll() is None: continue
                 if process.returncode: problems[number] = _last_words(process.returncode, output, runs[number])
@@ -132,73 +125,59 @@ def _side_by_side(shared: Path, runs: dict[int, Run], config: Config, at_once: i
 
 # %% ../../nbs/evaluation/04_cross_validation.ipynb #9c4d4938
 def plot_folds(scores: pd.DataFrame, # every slice once: patient, dice, fold
-               ) -> Figure:
+               ) -> plt.Figure:
     "Dice of every slice by fold, the mean of each and of all with its 95 % interval."
     known = (scores["patient"] != "").all()
     parts = [*((f"fold {fold}", part) for fold, part in scores.groupby("fold")), ("all", scores)]
     fig, ax = plt.subplots(figsize=(max(6, 1.2 * len(parts)), 3.4), layout="constrained")
-    rng = np.random.default_rng(0)
-    labels = []
+    rng, labels = np.random.default_rng(0), []
     for x, (name, part) in enumerate(parts):
         beside = x + rng.uniform(-.22, .12, len(part))
         ax.plot(beside, part["dice"], ".", color=SKY_BLUE, markersize=4, alpha=.6 if len(part) < 300 else .25)
-        low, high = bootstrap_interval(part["dice"], interval_groups(part["patient"])[0])
-        mean = part["dice"].mean()
+        mean, (low, high) = part["dice"].mean(), bootstrap_interval(part["dice"], interval_groups(part["patient"])[0])
         ax.errorbar(x + .24, mean, [[mean - low], [high - mean]], fmt="o", color=BLACK, capsize=3)
         ax.annotate(f"{mean:.2f}", (x + .24, mean), (6, 0), textcoords="offset points", va="center", fontsize=9)
-        patients = f"\n{part['patient'].nunique()} patients" if (part["patient"] != "").all() else ""
+        patients = f"\n{part['patient'].nunique()} patients" if known else ""
         labels.append(f"{name}\n{len(part)} slices{patients}")
     ax.set_xticks(range(len(parts)), labels)
     ax.axvline(len(parts) - 1.33, color=GREY, linewidth=1)
     ax.set(ylabel="Dice", ylim=(-.03, 1.03), xlim=(-.5, len(parts) - .3))
-    left_out = "patient" if known else "fold"
-    ax.set_title(f"Every slice scored without its {left_out} in training; black: mean, 95 % interval", fontsize=10)
+    title = f"Every slice scored without its {'patient' if known else 'fold'} in training; black: mean, 95 % interval"
+    ax.set_title(title, fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
     return fig
 
 # %% ../../nbs/evaluation/04_cross_validation.ipynb #fcd09edf
-_FOLD_COLUMNS = ("n_slices", "n_patients", "dice_mean", "dice_ci_low", "dice_ci_high", "dice_median", "dice_pooled",
-                 "iou_mean", "precision", "recall")
-
-def _baselines(runs: Iterable[Run]) -> pd.DataFrame | None:
-    "The baselines of all folds under each other; None where a fold has none."
-    files = [run / "baselines.csv" for run in runs]
-    if not all(file.exists() for file in files): return None
-    return pd.concat([pd.read_csv(file, dtype={"name": str, "patient": str}, keep_default_na=False) for file in files])
+_FOLD_COLUMNS = ["fold", "threshold", "n_slices", "n_patients", "dice_mean", "dice_ci_low", "dice_ci_high",
+                 "dice_median", "dice_pooled", "iou_mean", "precision", "recall"]
 
 def pool_folds(out: str | Path, # folder of a cross-validation, its folds finished
                ) -> dict: # what is in metrics.json
     """Put the scores of all folds together: slices.csv (every slice once, with its `fold`), folds.csv (a row a fold),
-    metrics.json and folds.png.
+    metrics.json (keys as of `evaluate`; `dice_fold_sd` is the standard deviation of the folds' means) and folds.png.
 
-    Keys are those of `evaluate`, the baselines among them; `split` is "out of fold", and `dice_fold_sd` is the standard
-    deviation of the folds' means.
-    The interval is over patients: it says how other patients would score, not how another seed would.
-    """
+    The interval is over patients: it says how other patients would score, not how another seed would."""
     out = Path(out)
     folds = load_folds(out / "folds.json")
     runs = {number: Run(out / f"fold_{number}") for number in range(1, folds.count + 1)}
-    missing = [run.name for run in runs.values()
-               if not ((run / "metrics.json").exists() and (run / "slices.csv").exists())]
+    missing = [run.name for run in runs.values() if not (run / "metrics.json").exists()] # written last
     if missing: raise InputError(f"{out}: {', '.join(missing)} not finished yet. Give the same command again to go on.")
     scores = pd.concat([run.scores.assign(fold=number) for number, run in runs.items()], ignore_index=True)
     if dict(zip(scores["name"], scores["fold"])) != folds.fold or len(scores) != len(folds.fold):
-        raise InputError(f"{out}: its folds are not scored on their own test slices. "
-                         "Give the same command again to score them anew.")
+        raise InputError(f"{out}: folds not scored on their own test slices. Give the same command again to do it.")
     metrics = {number: run.metrics for number, run in runs.items()}
     def common(key: str): # None where the folds differ
         first, *others = (one.get(key) for one in metrics.values())
         return first if all(other == first for other in others) else None
-    rows = []
-    for number, part in scores.groupby("fold"):
-        summary = summarise(part)
-        rows.append({"fold": number, "threshold": metrics[number].get("threshold"),
-                     **{key: summary[key] for key in _FOLD_COLUMNS}})
-    table, size = pd.DataFrame(rows), common("size")
+    table = pd.DataFrame([dict(fold=number, threshold=metrics[number].get("threshold"), **summarise(part))
+                          for number, part in scores.groupby("fold")])[_FOLD_COLUMNS]
+    files = [run / "baselines.csv" for run in runs.values() if (run / "baselines.csv").exists()]
+    baselines = [pd.read_csv(file, dtype=TABLE, keep_default_na=False) for file in files]
+    size = common("size")
     summary = dict(split="out of fold", size=size, threshold=common("threshold"),
                    patients="separate" if (scores["patient"] != "").all() else "unknown", **summarise(scores),
                    **(score_tables(scores, size * size) if size else {}),
-                   baselines=baseline_rows(_baselines(runs.values())),
+                   baselines=baseline_rows(pd.concat(baselines) if len(baselines) == folds.count else None),
                    folds=folds.count, folds_made=folds.made, dice_fold_sd=float(table["dice_mean"].std()))
     save_table(out / "slices.csv", scores)
     save_table(out / "folds.csv", table)
@@ -213,9 +192,8 @@ def cross_validate(slices: Slices, # of any source
                    folds: Folds | None = None, # from `choose_folds`; None: five by patients, or the authors'
                    at_once: int = 1, # how many folds are trained at a time
                    ) -> dict: # the pooled metrics.json
-    """Train and score a run for each fold, in `out`/fold_1 and so on, then pool them (`pool_folds`). Finished folds are
-    kept as they are, begun ones go on. A fold that fails does not stop the others; InputError at the end says which
-    and why."""
+    """Train and score a run for each fold, in `out`/fold_1 and so on, then pool them (`pool_folds`). Finished folds
+    stay, begun ones go on. A fold that fails does not stop the others; InputError at the end says which and why."""
     if at_once < 1: raise UsageError(f"at_once is {at_once}: give the number of folds to train at a time, 1 or more.")
     out, folds = Path(out), folds or choose_folds(slices)
     parts = {number: split_by(slices, folds, number) for number in range(1, folds.count + 1)}
@@ -228,7 +206,7 @@ def cross_validate(slices: Slices, # of any source
     problems = {}
     if at_once == 1 or len(to_do) < 2:
         for number, run in to_do.items():
-            tqdm.write(f"fold {number} of {folds.count}", file=sys.stderr)
+            print(f"fold {number} of {folds.count}", file=sys.stderr)
             if problem := _train_fold(parts[number], run, config): problems[number] = problem
     else:
         for left in out.glob(".slices_*"): shutil.rmtree(left, ignore_errors=True) # by one that was killed
@@ -237,8 +215,7 @@ def cross_validate(slices: Slices, # of any source
             save_slices(Path(shared) / "all", samples, len(slices), slices.images.shape[1], slices.images.shape[-1])
             problems = _side_by_side(Path(shared) / "all", to_do, config, min(at_once, len(to_do)))
     if problems:
-        sentences = [f"Fold {number} failed: {problem.rstrip('.')}. See {_log(runs[number])}."
-                     for number, problem in problems.items()]
-        raise InputError(*sentences, f"{folds.count - len(problems)} of {folds.count} folds are finished and kept: "
-                                     "the same command again goes on with the rest.")
+        failed = [f"Fold {fold} failed: {why.rstrip('.')}. See {_log(runs[fold])}." for fold, why in problems.items()]
+        kept = f"{folds.count - len(problems)} of {folds.count} folds are finished: the same command does the rest."
+        raise InputError(*failed, kept)
     return pool_folds(out)

@@ -6,13 +6,11 @@
 __all__ = ['score_slices', 'summarise', 'score_tables', 'baseline_rows', 'evaluate', 'scores_in_words']
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #a67e1627
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
 from ..core import save_json, save_table
 from ..data.patients import split_state
@@ -57,24 +55,20 @@ def _detection(scores: pd.DataFrame, groups: np.ndarray) -> dict:
 
 def summarise(scores: pd.DataFrame, # from `score_slices`
               ) -> dict: # numbers and text, ready for JSON
-    """Means per slice (`dice_mean`, `iou_mean`, `hd95_mean`, `nsd_mean`, and `dice_median`), values pooled over all
-    pixels (`dice_pooled`, `precision`, `recall`), `detection`, and 95 % intervals over patients, or over slices where a
-    patient is unknown.
+    """Means per slice (`dice_mean` and so on, and `dice_median`), values pooled over all pixels (`dice_pooled`,
+    `precision`, `recall`), `detection`, and 95 % intervals over patients, or over slices where a patient is unknown.
 
     `label` is "box", "contour" or "mixed"; `n_patients` is None where patients are unknown; the interval of one slice's
-    Dice is 0 to 1. Where every slice has the same score, a bootstrap finds no spread: 20 patients without a miss still
-    allow a miss in every seventh.
-    """
+    Dice is 0 to 1. A bootstrap of equal scores has no spread: 20 patients without a miss allow one in every seventh."""
     groups, over = interval_groups(scores["patient"])
-    patients_known = bool((scores["patient"] != "").all())
-    labels = set(scores["label"]) - {""}
+    patients, labels = scores["patient"].unique(), set(scores["label"]) - {""}
     tp, fp, fn = scores[["tp", "fp", "fn"]].to_numpy().T
     pooled = torch.tensor([tp.sum(), fp.sum(), fn.sum()])
     dice_interval = _interval("dice", scores["dice"], groups)
     if len(scores) == 1: dice_interval = {"dice_ci_low": 0.0, "dice_ci_high": 1.0}
     return dict(
         label=labels.pop() if len(labels) == 1 else "mixed",
-        n_slices=len(scores), n_patients=scores["patient"].nunique() if patients_known else None,
+        n_slices=len(scores), n_patients=None if "" in patients else len(patients),
         dice_mean=float(scores["dice"].mean()), **dice_interval,
         interval_over=over, dice_median=float(scores["dice"].median()),
         iou_mean=float(scores["iou"].mean()), **_interval("iou", scores["iou"], groups),
@@ -105,29 +99,16 @@ def score_tables(scores: pd.DataFrame, # from `score_slices`
     low, high = (f"{100 * edge:.2g} %" for edge in edges)
     names = ["no tumour", f"small, to {low} of the image", f"middle, {low} to {high}", f"large, above {high}"]
     size = np.where(share > 0, 1 + np.searchsorted(edges, share), 0)
-    tables = {"by_size": [_group_row(names[key], part) for key, part in scores.groupby(size)]}
-    for column in ("category", "view"):
-        if column not in scores: continue
-        tables[f"by_{column}"] = [_group_row(str(key) or "unknown", part) for key, part in scores.groupby(column)]
-    return tables
+    return {"by_size": [_group_row(names[key], part) for key, part in scores.groupby(size)],
+            **{f"by_{column}": [_group_row(str(key) or "unknown", part) for key, part in scores.groupby(column)]
+               for column in ("category", "view") if column in scores}}
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #e528e629
 def baseline_rows(scores: pd.DataFrame | None, # from `baseline_scores`; None where there is nothing to copy from
                   ) -> list[dict]: # of `baseline_table`, ready for JSON; empty for None
     "The baselines as they stand in metrics.json: an interval that does not exist is None."
     if scores is None: return []
-    return [{name: _known(value) if isinstance(value, float) else value for name, value in row.items()}
-            for row in baseline_table(scores).to_dict("records")]
-
-def _pictures(slices: Slices, maps: np.ndarray, scores: pd.DataFrame, threshold: float, counts: np.ndarray,
-              temperature: float | None, split: str) -> Iterator[tuple[str, Figure]]:
-    "The pictures of an evaluation, one at a time, each with its name in the run folder."
-    subject = f"{len(scores)} slices, split {split}"
-    for name, rows in worst_median_best(scores).items():
-        title = f"The {name} of {subject}"
-        yield f"overlays/{name}.png", plot_overlays(slices[rows], maps[rows], scores.iloc[rows], threshold, title)
-    yield "plots/sizes.png", plot_sizes(scores, maps[0].size, f"Dice against tumour size: {subject}")
-    yield "plots/calibration.png", plot_reliability(counts, temperature, f"Calibration: {subject}")
+    return baseline_table(scores).astype(object).replace(np.nan, None).to_dict("records")
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #e528e62a
 def evaluate(run: str | Path | Run, # a training
@@ -138,10 +119,8 @@ def evaluate(run: str | Path | Run, # a training
     """Score a run on a split of its own; writes metrics.json, slices.csv, baselines.csv, plots/{sizes,calibration}.png
     and overlays/{worst,median,best}.png into it.
 
-    Scores are at the size of the model. `patients` is "separate", "leak" (on both sides of the split: the score is of
-    people already seen) or "unknown". `calibration` has no temperature where there are no validation slices,
-    `baselines` is empty where there is no "train".
-    """
+    Scores are at the size of the model. `patients` is "separate", "leak" (on both sides of the split) or "unknown".
+    `calibration` has no temperature where there are no validation slices, `baselines` is empty without "train"."""
     run = Run(run)
     slices, segmenter = run.slices(slices), run.segmenter(network)
     splits, threshold = set(slices.table["split"]), segmenter.info.threshold
@@ -161,8 +140,12 @@ def evaluate(run: str | Path | Run, # a training
                    **summarise(scores), calibration=calibration, **score_tables(scores, maps[0].size),
                    baselines=baseline_rows(baselines))
     # 3. write, metrics.json last: where it is, the rest is there too
-    for name, figure in _pictures(chosen, maps, scores, threshold, counts, temperature, split):
-        save_figure(run / name, figure)
+    subject = f"{len(scores)} slices, split {split}"
+    for name, rows in worst_median_best(scores).items():
+        figure = plot_overlays(chosen[rows], maps[rows], scores.iloc[rows], threshold, f"The {name} of {subject}")
+        save_figure(run / f"overlays/{name}.png", figure)
+    save_figure(run / "plots/sizes.png", plot_sizes(scores, maps[0].size, f"Dice against tumour size: {subject}"))
+    save_figure(run / "plots/calibration.png", plot_reliability(counts, temperature, f"Calibration: {subject}"))
     save_table(run / "slices.csv", scores)
     if baselines is None: (run / "baselines.csv").unlink(missing_ok=True)
     else: save_table(run / "baselines.csv", baselines)
@@ -170,9 +153,8 @@ def evaluate(run: str | Path | Run, # a training
     return summary
 
 # %% ../../nbs/evaluation/02_evaluate.ipynb #5c1e7a91
-_WARNINGS = {
-    "leak": ["Patients leak: some are in train too, so this is no score on new patients."],
-    "unknown": ["The patients are unknown: some may be in train too, and then this is no score on new patients."]}
+_WARNINGS = {"leak": ["Patients leak: some are in train too, so this is no score on new patients."],
+             "unknown": ["The patients are unknown: some may be in train too, then it is no score on new patients."]}
 
 def scores_in_words(summary: dict, # from `evaluate` or `pool_folds`
                     ) -> str: # some lines of text
@@ -184,8 +166,8 @@ def scores_in_words(summary: dict, # from `evaluate` or `pool_folds`
              f"{summary['label']} labels, at {summary['size']} px. Both masks empty: 1, one empty: 0.",
              f"Tumours hit: {found['hit']} of {found['tumours']}; false ones a slice: {found['false_per_slice']:.2f}. "
              f"Surface within {summary['nsd_tolerance']:g} px: {summary['nsd_mean']:.3f}"]
-    measured = summary["hd95_slices"] # the slices that have an HD95
-    lines[1] += f"; HD95 {summary['hd95_mean']:.1f} px over {measured} slices." if measured else "."
+    if count := summary["hd95_slices"]: lines[1] += f"; HD95 {summary['hd95_mean']:.1f} px over {count} slices"
+    lines[1] += "."
     for row in summary["baselines"]:
         interval = "" if row["low"] is None else f" ({row['low']:.3f}-{row['high']:.3f})"
         lines.append(f"Without learning, {row['baseline']}: {row['dice']:.3f}{interval}")

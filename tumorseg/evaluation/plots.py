@@ -11,7 +11,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ..data.slices import Slices
@@ -24,7 +23,7 @@ def plot_overlays(slices: Slices, # some slices, five or so
                   scores: pd.DataFrame, # their rows of `score_slices`
                   threshold: float, # as in the scores
                   title: str = "", # above all
-                  ) -> Figure:
+                  ) -> plt.Figure:
     "Each slice plain, and below it the overlay with its Dice (empty masks by the rule of `dice`)."
     fig, axes = plt.subplots(2, len(slices), figsize=(1.9 * len(slices), 4.6), squeeze=False, layout="constrained")
     for number, (top, bottom) in enumerate(axes.T):
@@ -34,20 +33,17 @@ def plot_overlays(slices: Slices, # some slices, five or so
         top.set_title(name if len(name) < 18 else name[:16] + "...", fontsize=8)
         bottom.imshow(overlay(image, maps[number] > threshold, slices.masks[number]))
         bottom.set_title(f"Dice {row['dice']:.2f}", fontsize=9)
-        top.axis("off")
-        bottom.axis("off")
-    colours = (("found", FOUND), ("missed", MISSED), ("false", FALSE))
-    fig.legend(handles=[Patch(color=colour, label=name) for name, colour in colours],
-               loc="outside lower center", ncols=3, frameon=False)
+        for ax in (top, bottom): ax.axis("off")
+    marks = [Patch(color=colour, label=name) for name, colour in dict(found=FOUND, missed=MISSED, false=FALSE).items()]
+    fig.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False)
     fig.suptitle(title)
     return fig
 
 # %% ../../nbs/evaluation/01_plots.ipynb #1598cb91
 def worst_median_best(scores: pd.DataFrame, # N rows of `score_slices`
-                      count: int = 5, # how many of each, or N where there are fewer
                       ) -> dict[str, np.ndarray]: # int64 rows under "worst" (the worst first), "median", "best"
-    "The slices to look at, by Dice; slices of the same Dice stay in their order."
-    order, count = np.argsort(scores["dice"].to_numpy(), kind="stable"), min(count, len(scores))
+    "The slices to look at, by Dice, five of each (N where there are fewer); those of the same Dice in their order."
+    order, count = np.argsort(scores["dice"].to_numpy(), kind="stable"), min(5, len(scores))
     middle = (len(order) - count) // 2
     return {"worst": order[:count], "median": order[middle:middle + count], "best": order[::-1][:count]}
 
@@ -55,7 +51,7 @@ def worst_median_best(scores: pd.DataFrame, # N rows of `score_slices`
 def plot_sizes(scores: pd.DataFrame, # rows of `score_slices`
                area: int, # pixels of an image, at the size that was scored
                title: str = "Dice against tumour size", # above all
-               ) -> Figure:
+               ) -> plt.Figure:
     "Dice of each slice over the tumour's share of the image, its running median, and the slices without tumour apart."
     all_shares, all_dice = ((scores["tp"] + scores["fn"]) / area).to_numpy(), scores["dice"].to_numpy()
     share, dice, dice_without = all_shares[all_shares > 0], all_dice[all_shares > 0], all_dice[all_shares == 0]
@@ -66,9 +62,9 @@ def plot_sizes(scores: pd.DataFrame, # rows of `score_slices`
     left.set_xticks([0], [f"none\n({len(dice_without)})"])
     ax.plot(share, dice, "o", **style)
     if len(share) >= 20:
-        order, window = np.argsort(share, kind="stable"), max(9, len(share) // 10)
-        median = pd.Series(dice[order]).rolling(window, center=True, min_periods=window // 2).median().to_numpy()
-        median = pd.Series(median, share[order]).groupby(level=0).mean() # one value a size
+        window = max(9, len(share) // 10)
+        around = pd.Series(dice, share).sort_index(kind="stable").rolling(window, window // 2, center=True)
+        median = around.median().groupby(level=0).mean() # one value a size
         ax.plot(median.index, median, color=VERMILION, lw=2, label=f"median of {window} slices of about that size")
         ax.legend(frameon=True, framealpha=.9, edgecolor="none", loc="lower right", fontsize=9)
     ax.set(xlabel="tumour's share of the image", xscale="log", title=title)
@@ -82,15 +78,13 @@ def plot_sizes(scores: pd.DataFrame, # rows of `score_slices`
 def plot_reliability(counts: np.ndarray, # int64 (2, 4000) from `logit_counts`
                      temperature: float | None = None, # fitted on validation: also shown after it
                      title: str = "Calibration", # above all
-                     ) -> Figure:
+                     ) -> plt.Figure:
     "Share of tumour over the probability given, before and after the temperature; below, the number of pixels."
     fig, (top, bottom) = plt.subplots(2, 1, figsize=(4.6, 5), height_ratios=(3, 1), sharex=True, layout="constrained")
     top.plot([0, 1], [0, 1], color="0.6", lw=1, label="perfect")
-    curves = [("as it is", 1.0, dict(color=BLUE, marker="o"))]
-    if temperature:
-        after = dict(color=VERMILION, marker="s", ls="--", mfc="none")
-        curves.append((f"temperature {temperature:.2f}", temperature, after))
-    for name, divisor, style in curves:
+    curves = {"as it is": 1.0} | ({f"temperature {temperature:.2f}": temperature} if temperature else {})
+    styles = dict(color=BLUE, marker="o"), dict(color=VERMILION, marker="s", ls="--", mfc="none")
+    for (name, divisor), style in zip(curves.items(), styles):
         pixels, said, tumour = reliability(counts, divisor)
         label = f"{name}, ECE {calibration_error(counts, divisor):.4f}"
         top.plot(said[pixels > 0], tumour[pixels > 0], ms=5, label=label, **style)
@@ -104,7 +98,7 @@ def plot_reliability(counts: np.ndarray, # int64 (2, 4000) from `logit_counts`
 # %% ../../nbs/evaluation/01_plots.ipynb #7d20aa02
 def plot_scoreboard(board: pd.DataFrame, # a row a network: network, dice, low, high, over, epochs (NaN: not trained)
                     title: str = "", # above all
-                    ) -> Figure:
+                    ) -> plt.Figure:
     "Mean Dice per slice with its 95 % interval: trained networks as blue dots, what learnt nothing as grey squares."
     fig, ax = plt.subplots(figsize=(8, .9 + .36 * len(board)), layout="constrained")
     trained = board["epochs"].notna()
@@ -112,9 +106,8 @@ def plot_scoreboard(board: pd.DataFrame, # a row a network: network, dice, low, 
         part = board[rows]
         spread = [part["dice"] - part["low"], part["high"] - part["dice"]]
         ax.errorbar(part["dice"], -part.index, xerr=spread, capsize=3, lw=2, **style)
-    for row in board.itertuples():
-        above = dict(xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9)
-        ax.annotate(f"{row.dice:.3f}", (row.dice, -row.Index), **above)
+    above = dict(xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9)
+    for row in board.itertuples(): ax.annotate(f"{row.dice:.3f}", (row.dice, -row.Index), **above)
     epochs = ["" if np.isnan(count) else f", {count:.0f} epochs" for count in board["epochs"]]
     ax.set_yticks(-board.index, board["network"] + epochs)
     over = board["over"].iloc[0]

@@ -19,8 +19,7 @@ def logit_counts(maps: np.ndarray, # float32 (N, H, W), probability maps, 0..1
                  truth: np.ndarray, # (N, H, W) of 0 and 1, or bool; it may lie on disk
                  ) -> np.ndarray: # int64 (2, 4000): background and tumour pixels at each logit from -20 to 20
     "Pixels of either kind by logit, in steps of 0.01; the counts of parts add up. ValueError where shapes differ."
-    if maps.shape != truth.shape:
-        raise ValueError(f"The maps are {maps.shape}, the truth {truth.shape}: give two of one shape.")
+    if maps.shape != truth.shape: raise ValueError(f"Maps are {maps.shape}, the truth {truth.shape}: give one shape.")
     counts = torch.zeros(2 * len(_LOGITS), dtype=torch.int64)
     for start in range(0, len(maps), 64):
         logits = torch.from_numpy(np.array(maps[start:start + 64])).logit_()
@@ -46,8 +45,7 @@ def reliability(counts: np.ndarray, # int64 (2, 4000) from `logit_counts`
 def calibration_error(counts: np.ndarray, # int64 (2, 4000) from `logit_counts`
                       temperature: float = 1.0, # logits are divided by this first
                       ) -> float: # 0..1; 0 is perfect, NaN where there are no pixels
-    """Expected calibration error (doi 10.1609/aaai.v29i1.9602): |mean probability - share of tumour| of each interval,
-    averaged over all pixels."""
+    "Expected calibration error (doi 10.1609/aaai.v29i1.9602): mean |probability - share of tumour| over all pixels."
     pixels, said, tumour = reliability(counts, temperature)
     return float(np.nansum(pixels * abs(said - tumour)) / pixels.sum()) if pixels.sum() else float("nan")
 

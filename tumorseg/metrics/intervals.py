@@ -36,8 +36,7 @@ def bootstrap_interval(values: np.ndarray, # float (N,), a score for each slice;
     drawn = np.random.default_rng(seed).integers(0, count, (draws, count))
     means = sums[drawn].sum(1) / sizes[drawn].sum(1)
     level = 100 * norm.cdf(np.sqrt(count / (count - 1)) * t.ppf(.025, count - 1)) # 2.5 for many groups, less for few
-    low, high = np.percentile(means, (level, 100 - level))
-    return float(low), float(high)
+    return tuple(np.percentile(means, (level, 100 - level)).tolist())
 
 # %% ../../nbs/metrics/01_intervals.ipynb #03550438
 def paired_test(differences: np.ndarray, # float (N,), a difference for each slice; slices with NaN are left out
@@ -49,6 +48,5 @@ def paired_test(differences: np.ndarray, # float (N,), a difference for each sli
     _, group = np.unique(np.asarray(groups)[scored], return_inverse=True)
     sums = np.bincount(group, differences[scored])
     if len(sums) < 2: return float("nan")
-    def total(a, b, axis): return (a - b).sum(axis)
-    test = permutation_test((sums, 0 * sums), total, n_resamples=9999, rng=0, permutation_type="samples")
+    test = permutation_test((sums,), np.sum, n_resamples=9999, rng=0, permutation_type="samples") # swaps are signs
     return float(test.pvalue)

@@ -18,9 +18,8 @@ from ..core import progress_bar
 
 # %% ../../nbs/metrics/00_masks.ipynb #13f93032
 def _same_shape(predicted: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> None:
-    shapes = tuple(predicted.shape), tuple(truth.shape)
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"The prediction is {shapes[0]}, the truth {shapes[1]}: give two of one shape.")
+    if predicted.shape == truth.shape: return
+    raise ValueError(f"Prediction and truth are {*predicted.shape,} and {*truth.shape,}: give two of one shape.")
 
 def count_pixels(predicted: Tensor, # bool or 0/1, (N, ...), each N one slice
                  truth: Tensor, # bool or 0/1, of the same shape
@@ -101,31 +100,21 @@ def count_tumours(predicted: np.ndarray, # (N, H, W) of 0 and 1, or bool
     """Connected parts of each slice (corners connect): how many the truth has, how many of them hold a predicted pixel,
     and how many of the prediction hold no true pixel. ValueError where shapes differ."""
     _same_shape(predicted, truth)
-    counts = np.zeros((len(truth), 3), np.int64)
-    for row in range(len(truth)):
-        tumours, hit = _touched(truth[row], predicted[row])
-        islands, touching = _touched(predicted[row], truth[row])
-        counts[row] = tumours, hit, islands - touching
-    return counts
+    counts = [_touched(mask, found) + _touched(found, mask) for found, mask in zip(predicted, truth)]
+    tumours, hit, islands, touching = np.array(counts, np.int64).reshape(-1, 4).T
+    return np.stack([tumours, hit, islands - touching], 1)
 
 # %% ../../nbs/metrics/00_masks.ipynb #38692ab2
 TOLERANCE = 2.0 # pixels, at the size that is scored
-
-def _box(mask: np.ndarray) -> tuple[slice, slice]:
-    "Rows and columns that hold the mask: nothing else needs to be looked at."
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 def surface_scores(predicted: np.ndarray, # (N, H, W) of 0 and 1, or bool
                    truth: np.ndarray, # of the same shape
                    tolerance: float = TOLERANCE, # an edge pixel this near to the other edge is right, pixels
                    ) -> tuple[np.ndarray, np.ndarray]: # float32 (N,) twice: HD95 in pixels (0 or more), NSD (0..1)
     """HD95 and normalised surface distance of each slice, by MONAI's metrics (the larger of both directions' 95th
-    percentiles; the share of edge pixels, counted, not weighted by length).
+    percentiles; the share of edge pixels, not weighted by length). ValueError where shapes differ.
 
-    Empty masks by the rule of `dice`: NSD 1 or 0, while HD95 is 0 where both are empty and NaN where one is.
-    ValueError where shapes differ.
-    """
+    Empty masks by the rule of `dice`: NSD 1 or 0, while HD95 is 0 where both are empty and NaN where one is."""
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice  # here: it takes seconds
     _same_shape(predicted, truth)
     hd95, nsd = np.zeros(len(truth), np.float32), np.ones(len(truth), np.float32)
@@ -135,7 +124,7 @@ def surface_scores(predicted: np.ndarray, # (N, H, W) of 0 and 1, or bool
             pair = np.asarray(predicted[row], bool), np.asarray(truth[row], bool)
             drawn = pair[0].any(), pair[1].any()
             if all(drawn):
-                box = _box(pair[0] | pair[1])
+                (box,) = ndimage.find_objects(np.uint8(pair[0] | pair[1])) # nothing else needs to be looked at
                 masks = [torch.from_numpy(mask[box].copy())[None, None] for mask in pair]
                 hd95[row] = compute_hausdorff_distance(*masks, include_background=True, percentile=95)
                 nsd[row] = compute_surface_dice(*masks, [tolerance], include_background=True)
