@@ -132,11 +132,12 @@ def run_all(page, address, name):
 
     def done():
         page.evaluate(ANSWER)
+        errors = page.locator("[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
+        assert not errors, errors[0]
         prompts = page.evaluate(PROMPTS)
         return not any("[*]" in text for text in prompts) and re.search(r"\[\d+\]", prompts[-1])
     until(page, done, 240)
     page.wait_for_timeout(1000) # what the last cells changed in the widgets arrives
-    assert page.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
     assert page.locator("[data-mime-type='application/vnd.jupyter.stderr'] >> text=Traceback").count() == 0
 
 
