@@ -47,8 +47,8 @@ class _Panel(widgets.VBox):
 
     def _say(self, text: str) -> None: self.message.value = f"<b>{escape(text)}</b>"
 
-    def _when(self, control: widgets.Widget, action: Callable) -> None:
-        control.observe(lambda _: self._run(action), "value")
+    def _when(self, action: Callable, *controls: widgets.Widget) -> None:
+        for control in controls: control.observe(lambda _: self._run(action), "value")
 
     def _press(self, button: widgets.Button, action: Callable) -> None: button.on_click(lambda _: self._run(action))
 
@@ -87,8 +87,7 @@ class _Viewer(_Panel):
         self.view, self.style, self.opacity = _choice("Show", VIEWS), _choice("Draw as", STYLES), _share("Opacity", .45)
         self.caption, self.picture = widgets.HTML(), widgets.Image(format="png", layout={"max_width": "100%"})
         self.score = widgets.HTML(layout={"max_width": "340px" if len(models) == 1 else "100%"})
-        drawing = self.slice, *self.thresholds, self.view, self.style, self.opacity
-        for control in drawing: self._when(control, self._redraw)
+        self._when(self._redraw, self.slice, *self.thresholds, self.view, self.style, self.opacity)
         self._press(self.previous, lambda: self._step(-1))
         self._press(self.next, lambda: self._step(1))
 
@@ -101,15 +100,7 @@ class _Viewer(_Panel):
     def _name(self) -> str: return self.predictions.slices.table["name"][self.row]
 
     @property
-    def at(self) -> tuple[float, ...]:
-        "The threshold of each model."
-        return tuple(control.value for control in self.thresholds)
-
-    def _start(self, rows: np.ndarray) -> None:
-        "Go to the first of these slices."
-        self.rows = rows
-        self._set(self.slice, value=1, max=max(2, len(rows)), disabled=len(rows) < 2) # a slider needs two ends
-        self._redraw()
+    def _at(self) -> tuple[float, ...]: return tuple(control.value for control in self.thresholds)
 
     def _step(self, step: int) -> None:
         self.slice.value = min(max(1, self.slice.value + step), max(1, len(self.rows)))
@@ -117,14 +108,14 @@ class _Viewer(_Panel):
     def drawn(self) -> np.ndarray: # uint8 RGB
         "The picture as it is shown."
         look = self.view.value, self.style.value, self.opacity.value
-        if len(self.models) == 2: return draw_pair(*self.models, self.row, self.at, *look)
+        if len(self.models) == 2: return draw_pair(*self.models, self.row, self._at, *look)
         return draw_slice(self.predictions, self.row, self.threshold.value, *look)
 
     def _redraw(self) -> None:
         row = self.row
         for control in (self.previous, self.next): control.disabled = row is None
         self.picture.layout.display = self.caption.layout.display = "none" if row is None else None
-        self.score.value = _scores(self.models, row, self.at)
+        self.score.value = _scores(self.models, row, self._at)
         if not len(self.predictions): return self._say("There are no slices.")
         if row is None: return self._say("No slice is like this. Choose another category, or all slices.")
         self.picture.value = to_png(self.drawn())
@@ -173,8 +164,8 @@ class Browser(_Viewer):
                              placeholder="kept when you press Enter or leave the field")
         self.correct = _button("Save masks of slices tagged 'wrong label'", "download", "340px")
         self.strip = widgets.Image(format="png", layout={"max_width": "100%"})
-        for control in (self.order, self.kind, self.category): self._when(control, self._choose)
-        for control in (self.tag, self.note): self._when(control, self._keep_tag)
+        self._when(self._choose, self.order, self.kind, self.category)
+        self._when(self._keep_tag, self.tag, self.note)
         for button, action in ((self.again, self._choose), (self.save, self._save), (self.correct, self._correct)):
             self._press(button, action)
         go = [self.order, self.kind, self.category, widgets.HBox([self.again, self.save]), self.slice,
@@ -189,8 +180,11 @@ class Browser(_Viewer):
         category = None if self.category.value == "all" else self.category.value
         chosen = of_kind(self.predictions, kind, self.threshold.value, category)
         if self.kind.value == "tagged": chosen &= table["name"].isin(read_tags(self.tags_file)["name"]).to_numpy()
-        rows = _in_order(self.models, self.order.value, self.at, self.pixels)
-        self._start(rows[chosen[rows]])
+        rows = _in_order(self.models, self.order.value, self._at, self.pixels)
+        self.rows = rows[chosen[rows]]
+        count = len(self.rows)
+        self._set(self.slice, value=1, max=max(2, count), disabled=count < 2) # a slider needs two ends
+        self._redraw()
 
     def _redraw(self) -> None:
         super()._redraw()
@@ -208,7 +202,7 @@ class Browser(_Viewer):
         self._say(f"Kept in {self.tags_file}.")
 
     def _save(self) -> None:
-        what = " ".join([self.view.value, self.style.value, *(f"{threshold:.2f}" for threshold in self.at)])
+        what = " ".join([self.view.value, self.style.value, *(f"{threshold:.2f}" for threshold in self._at)])
         if len(self.models) == 2: what += f" beside {self.models[1].name}"
         self._say(f"Written to {export_picture(self.predictions, self.row, self.drawn(), what)}.")
 

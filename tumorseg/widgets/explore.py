@@ -6,11 +6,11 @@
 __all__ = ['OUTLINES', 'draw_outline', 'alike_pairs', 'describe_slice', 'Explorer', 'explore']
 
 # %% ../../nbs/widgets/02_explore.ipynb #c59614fa
-from collections.abc import Sequence
 from functools import cache, partial
 
 import ipywidgets as widgets
 import numpy as np
+from scipy import ndimage
 
 from ..core import UsageError
 from ..data.alike import NEAR_DUPLICATE, nearest, thumbnails
@@ -26,11 +26,8 @@ def draw_outline(grey: np.ndarray, # uint8 (H, W)
                  ) -> np.ndarray: # uint8 (H, W, 3)
     "The slice in grey with the mask's own edge, the box around it, or nothing, in orange."
     if kind not in OUTLINES: raise UsageError(f"No outline '{kind}': choose one of {', '.join(OUTLINES)}.")
-    shape = np.zeros_like(mask)
-    if kind == "contour": shape = mask
-    elif kind == "box" and mask.any():
-        rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-        shape[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1] = 1
+    shape = mask if kind == "contour" else np.zeros_like(mask)
+    if kind == "box" and mask.any(): shape[ndimage.find_objects(mask)[0]] = 1
     return outlined(grey, shape)
 
 # %% ../../nbs/widgets/02_explore.ipynb #01b30821
@@ -57,22 +54,18 @@ def describe_slice(slices: Slices, # any
 _ORDERS = ("as in the data", "largest tumour first", "smallest tumour first", "most alike side by side")
 _PAGE = 18 # slices on a page
 
-def _control(kind: type, description: str, width: str, **settings) -> widgets.Widget:
+def _control(kind: type, description: str, width: str = "300px", **settings) -> widgets.Widget:
     return kind(description=description, style={"description_width": "70px"}, layout={"width": width}, **settings)
-
-def _choice(description: str, options: Sequence[str]) -> widgets.Dropdown:
-    return _control(widgets.Dropdown, description, "300px", options=options)
 
 # %% ../../nbs/widgets/02_explore.ipynb #a7c05e18
 class Explorer(widgets.VBox):
     "The widget of `explore`: its controls are attributes, `line` says what is shown, `picture.value` is the PNG."
-    def __init__(self,
-                 slices: Slices, # one at least
-                 ):
+    def __init__(self, slices: Slices): # one at least
         self.slices, self._split = slices, slices.table["split"].to_numpy()
         self._pairs = cache(partial(alike_pairs, slices)) # when asked for: to compare thousands takes a second or two
-        self.subset = _choice("Subset", ["all", *dict.fromkeys(self._split)])
-        self.order, self.outline = _choice("Order", _ORDERS), _choice("Outline", OUTLINES)
+        self.subset = _control(widgets.Dropdown, "Subset", options=["all", *dict.fromkeys(self._split)])
+        self.order = _control(widgets.Dropdown, "Order", options=_ORDERS)
+        self.outline = _control(widgets.Dropdown, "Outline", options=OUTLINES)
         self.page = _control(widgets.BoundedIntText, "Page", "150px", value=1, min=1, max=1)
         self.previous, self.next = (widgets.Button(description=name) for name in ("Previous page", "Next page"))
         self.line = widgets.HTML()

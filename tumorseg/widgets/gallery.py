@@ -49,10 +49,6 @@ def _layers(predicted: np.ndarray, truth: np.ndarray | None, view: str, style: s
     false = "false", predicted & ~truth, FALSE
     return {"prediction": [found, false], "truth": [found, missed]}.get(view, [found, missed, false])
 
-def _edge(mask: np.ndarray, width: int = 2) -> np.ndarray:
-    "The outline of a mask at the size of the picture, some screen pixels wide."
-    return outline(_enlarge(mask), width)
-
 # %% ../../nbs/widgets/00_gallery.ipynb #d68c138d
 @lru_cache(1)
 def _scale_of_colours() -> np.ndarray:
@@ -64,24 +60,6 @@ def _tint(picture: np.ndarray, percent: np.ndarray, opacity: float) -> None:
     tinted = percent > 1
     share = opacity * np.minimum(1, (percent[tinted, None] - np.float32(1)) / 9)
     picture[tinted] = picture[tinted] * (1 - share) + _scale_of_colours()[percent[tinted]] * share
-
-def _draw(predictions: Predictions, row: int, threshold: float, view: str, style: str, opacity: float,
-          ) -> tuple[np.ndarray, list]:
-    "The picture without its legend, uint8 (S, S, 3), and the layers in it."
-    if view not in VIEWS: raise UsageError(f"No view '{view}': choose one of {', '.join(VIEWS)}.")
-    if style not in STYLES: raise UsageError(f"No style '{style}': choose one of {', '.join(STYLES)}.")
-    picture, predicted = _grey(predictions.slices.images[row]), predictions.mask(row, threshold)
-    truth = predictions.slices.masks[row].astype(bool) if predictions.truth else None
-    layers = _layers(predicted, truth, view, style)
-    if view == "probability":
-        _tint(picture, _enlarge(predictions.percent[row]), opacity)
-        picture[_edge(predicted)] = 255
-    for name, mask, colour in layers:
-        if style == "outline": picture[_edge(mask, 4 if name == "truth" else 2)] = rgb(colour)
-        else:
-            pixels = _enlarge(mask)
-            picture[pixels] = picture[pixels] * (1 - opacity) + rgb(colour) * opacity
-    return picture.round().astype(np.uint8), layers
 
 # %% ../../nbs/widgets/00_gallery.ipynb #c5024013
 _DARK = 16 # grey value behind the text and around the tiles
@@ -122,12 +100,22 @@ def draw_slice(predictions: Predictions, # of one model
                opacity: float = .45, # of fill and probability, 0..1
                ) -> np.ndarray: # uint8 (S + 30, S, 3), RGB; S is about 512
     "The slice with truth and prediction, and a legend under it; without truth, the prediction."
-    picture, layers = _draw(predictions, row, threshold, view, style, opacity)
-    side, score = picture.shape[1], _score(predictions, row, threshold)
-    if view == "probability": legend = _probability_bar(side, threshold)
-    elif layers: legend = _bar(side, "", layers, score)
+    if view not in VIEWS: raise UsageError(f"No view '{view}': choose one of {', '.join(VIEWS)}.")
+    if style not in STYLES: raise UsageError(f"No style '{style}': choose one of {', '.join(STYLES)}.")
+    picture, predicted = _grey(predictions.slices.images[row]), predictions.mask(row, threshold)
+    truth = predictions.slices.masks[row].astype(bool) if predictions.truth else None
+    layers, side = _layers(predicted, truth, view, style), picture.shape[1]
+    for name, mask, colour in layers:
+        pixels = _enlarge(mask)
+        if style == "outline": picture[outline(pixels, 4 if name == "truth" else 2)] = rgb(colour)
+        else: picture[pixels] = picture[pixels] * (1 - opacity) + rgb(colour) * opacity
+    if view == "probability":
+        _tint(picture, _enlarge(predictions.percent[row]), opacity)
+        picture[outline(_enlarge(predicted), 2)] = 255
+        legend = _probability_bar(side, threshold)
+    elif layers: legend = _bar(side, "", layers, _score(predictions, row, threshold))
     else: legend = _bar(side, "the slice alone" if view == "slice alone" else "no truth is known")
-    return np.concatenate([picture, legend])
+    return np.concatenate([picture.round().astype(np.uint8), legend])
 
 # %% ../../nbs/widgets/00_gallery.ipynb #86aa1815
 def describe(predictions: Predictions, # of one model
@@ -135,9 +123,7 @@ def describe(predictions: Predictions, # of one model
              ) -> str: # one line
     "The slice's name, patient and category, and whether it has a tumour, as far as this is known."
     facts = predictions.slices.table.iloc[row]
-    parts = [facts["name"]]
-    if facts["patient"]: parts.append(f"patient {facts['patient']}")
-    if facts["category"]: parts.append(f"category {facts['category']}")
+    parts = [facts["name"], *(f"{what} {facts[what]}" for what in ("patient", "category") if facts[what])]
     if predictions.truth and not predictions.slices.masks[row].any(): parts.append("no tumour in the truth")
     return ", ".join(parts)
 

@@ -77,9 +77,7 @@ def _link(name: str, png: bytes) -> str:
 
 class Page(widgets.VBox):
     "The widget of `page`: its controls are attributes, `line` says what was found, `picture.value` is the PNG."
-    def __init__(self,
-                 models: dict[str, Path], # runs by their names, one at least
-                 ):
+    def __init__(self, models: dict[str, Path]): # runs by their names, one at least
         self._segmenter = cache(Segmenter) # each model is read once
         self.model = widgets.Dropdown(options=list(models.items()), description="Model", layout={"width": "400px"})
         self.upload = widgets.FileUpload(description="Choose an image", accept="image/*,.tif,.tiff", multiple=False,
@@ -95,11 +93,10 @@ class Page(widgets.VBox):
         name, content = given[-1]
         self.picture.layout.display, self.download.value = "none", "" # those of another image
         try: picture, mask, sentence = segment_upload(self._segmenter(self.model.value), name, content)
-        except InputError as error:
-            self.line.value = escape(str(error))
-            return
-        self.line.value, self.download.value = escape(sentence), _link(name, mask)
-        self.picture.value, self.picture.layout.display = to_png(picture), None
+        except InputError as error: self.line.value = escape(str(error))
+        else:
+            self.line.value, self.download.value = escape(sentence), _link(name, mask)
+            self.picture.value, self.picture.layout.display = to_png(picture), None
 
 # %% ../../nbs/widgets/06_page.ipynb #3a7d95e1
 def page(folder: str | Path = "..", # with runs in it

@@ -43,13 +43,12 @@ def to_code(config: Config, # of which the augmentation counts
             f"degrees=({low:g}, {high:g}), rotation_p={config.rotation_p:g})")
 
 # %% ../../nbs/widgets/03_preview.ipynb #585e81e6
-def _control(kind: type, description: str, value: object, width: str = "440px", **settings) -> widgets.Widget:
+def _control(kind: type, description: str, width: str = "440px", **settings) -> widgets.Widget:
     "A control with its name before it, wide enough for both."
-    style, layout = {"description_width": "170px"}, {"width": width}
-    return kind(value=value, description=description, style=style, layout=layout, **settings)
+    return kind(description=description, style={"description_width": "170px"}, layout={"width": width}, **settings)
 
 def _share(description: str, value: float) -> widgets.FloatSlider:
-    return _control(widgets.FloatSlider, description, value, min=0, max=1, step=.05, readout_format=".2f")
+    return _control(widgets.FloatSlider, description, value=value, min=0, max=1, step=.05, readout_format=".2f")
 
 def _examples(slices: Slices) -> tuple[np.ndarray, np.ndarray]:
     "Six slices and masks as `tiles` gives them, from the smallest to the largest tumour; any where none has one."
@@ -59,19 +58,16 @@ def _examples(slices: Slices) -> tuple[np.ndarray, np.ndarray]:
 
 class Preview(widgets.VBox):
     "The widget of `preview`: its controls are attributes, `code.value` is the line to copy, `picture.value` the PNG."
-    def __init__(self,
-                 slices: Slices, # one at least
-                 config: Config, # the settings to begin with
-                 ):
+    def __init__(self, slices: Slices, config: Config): # one slice at least, the settings to begin with
         self._images, self._masks = _examples(slices)
-        self.degrees = _control(widgets.FloatRangeSlider, "Angle, degrees", config.degrees, min=0, max=180, step=5,
-                                readout_format=".0f")
+        self.degrees = _control(widgets.FloatRangeSlider, "Angle, degrees", value=config.degrees, min=0, max=180,
+                                step=5, readout_format=".0f")
         self.turned = _share("Share of slices turned", config.rotation_p)
         self.brightness = _share("Brightness, up to ±", config.brightness)
         self.brightened = _share("Share brighter or darker", config.brightness_p)
-        self.draw = _control(widgets.BoundedIntText, "Draw number", 0, min=0, max=10**6)
+        self.draw = _control(widgets.BoundedIntText, "Draw number", value=0, min=0, max=10**6)
         self.again = widgets.Button(description="Another draw")
-        self.code = _control(widgets.Text, "Code to copy", "", width="98%")
+        self.code = _control(widgets.Text, "Code to copy", width="98%")
         self.picture = widgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
         for control in (self.degrees, self.turned, self.brightness, self.brightened, self.draw):
             control.observe(self._redraw, "value")

@@ -6,7 +6,6 @@
 __all__ = ['TAGS', 'read_tags', 'tag_slice', 'tag_of', 'export_picture', 'export_masks', 'export_wrong']
 
 # %% ../../nbs/widgets/01_tags.ipynb #960f597e
-import io
 from itertools import count
 from pathlib import Path
 
@@ -79,10 +78,8 @@ def _coco_name(name: str, split: str) -> str:
 def _write_image(path: Path, image: np.ndarray, height: int, width: int) -> None:
     "A slice in the frame of its file, at the resolution that the slice has."
     planes = [from_square(plane.astype(np.float32), height, width).round().astype(np.uint8) for plane in image]
-    file = io.BytesIO()
-    pixels = planes[0] if len(planes) == 1 else np.stack(planes[:3], -1)
-    Image.fromarray(pixels).save(file, Image.registered_extensions()[path.suffix.lower()])
-    write_whole(path, file.getvalue())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(planes[0] if len(planes) == 1 else np.stack(planes[:3], -1)).save(path)
 
 def _annotation(mask: np.ndarray, image: int, number: int, category: int) -> dict:
     "A mask as COCO's run lengths (RLE)."
@@ -96,10 +93,9 @@ def export_masks(predictions: Predictions, # of one model
                  rows: np.ndarray, # of the slices whose masks are wanted
                  threshold: float, # 0 to 0.99
                  folder: str | Path, # to be made
-                 ) -> Path: # the folder, a COCO data set that `open_data` reads
-    """The model's masks in the frame of the original files, as run lengths in SPLIT/_annotations.coco.json, with
-    a copy of each slice beside. A split that is not train, valid or test becomes train, a missing category becomes 1.
-    InputError where the folder is there already, or no slice is chosen."""
+                 ) -> Path: # the folder, a COCO data set that `open_data` reads: SPLIT/_annotations.coco.json
+    """The model's masks in the frame of the original files, as run lengths, with a copy of each slice beside. A split
+    of another name becomes train, a missing category 1. InputError where the folder exists or no slice is chosen."""
     table, level = predictions.slices.table, to_level(threshold)
     if not len(rows): raise InputError("No slice to export: tag a slice as 'wrong label' first.")
     if Path(folder).exists(): raise InputError(f"{folder}: is there already. Give a new folder.")
@@ -119,8 +115,7 @@ def export_masks(predictions: Predictions, # of one model
             annotations = content["annotations"]
             annotations.append(_annotation(mask, number, len(annotations) + 1, int(facts["category"]) or 1))
         categories = sorted({1, *map(int, table["category"][rows])} - {0})
-        about = {"info": {"description": f"Masks of the model {predictions.name} at threshold {threshold:.2f}: "
-                                         "proposals in place of wrong labels"},
+        about = {"info": {"description": f"Masks proposed by {predictions.name} at threshold {threshold:.2f}"},
                  "categories": [{"id": number, "name": f"category {number}"} for number in categories]}
         for split, content in splits.items(): save_json(unfinished / split / COCO_NAME, content | about)
     return Path(folder)
