@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from tumorseg.core import InputError
-from tumorseg.data.sources import KAGGLE, fetch, open_data
+from tumorseg.data.sources import FETCHED, fetch, open_data
 from tumorseg.demo.tumours import write_demo
 
 
@@ -53,7 +53,7 @@ def test_the_set_is_downloaded_once_without_an_account(kaggle, tmp_path):
     slices, again = open_data("kaggle", 32), open_data("kaggle", 32)
     assert set(slices.table["split"]) == {"train", "valid", "test"} and again.fingerprint() == slices.fingerprint()
     [(body, account)] = [(body, account) for call, body, account in kaggle.asked if call == "DownloadDataset"]
-    assert f"{body['ownerSlug']}/{body['datasetSlug']}" == KAGGLE and account is None
+    assert f"{body['ownerSlug']}/{body['datasetSlug']}" == FETCHED["kaggle"] and account is None
 
 
 def test_it_goes_into_the_folder_that_is_asked_for(kaggle, tmp_path):

@@ -24,23 +24,18 @@ if TYPE_CHECKING:
 
 # %% ../nbs/core.ipynb #99d7bb58
 class InputError(ValueError):
-    """What the user gave cannot be used. `problems` has one sentence each, naming the file and the mend;
-    `str()` shows the first 20."""
-    def __init__(self,
-                 *problems: str, # one sentence for each problem found
-                 ):
+    "What the user gave cannot be used: `problems`, a sentence each with file and mend. `str()` shows the first 20."
+    def __init__(self, *problems: str): # one sentence for each problem found
         self.problems = list(problems)
         more = [f"... and {len(problems) - 20} more problems."] if len(problems) > 20 else []
         super().__init__("\n".join(self.problems[:20] + more))
 
 class UsageError(InputError):
-    """What was asked for makes no sense, whatever the files hold: a size of 0, a setting outside its limits.
-    The command exits with 2, not 1."""
+    "What was asked for makes no sense whatever the files hold, such as a size of 0. The command exits with 2, not 1."
 
 # %% ../nbs/core.ipynb #ddab0307
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    reason = error.strerror or error
-    return InputError(f"{path}: cannot be written ({reason}). Free some space or choose another folder.")
+def _cannot_write(to: Path, error: OSError) -> InputError:
+    return InputError(f"{to}: cannot be written ({error.strerror or error}). Free some space or choose another folder.")
 
 @contextmanager
 def new_folder(folder: str | Path, # the folder to be, which must not exist or be empty

@@ -21,9 +21,8 @@ def thumbnails(slices: Slices, # at any size
     "Each slice as 64 x 64 grey values, channels averaged: the product of two rows is their correlation."
     small = np.empty((len(slices), 64, 64), np.float32)
     for thumbnail, image in zip(small, slices.images):
-        plane = image[0] if len(image) == 1 else image.mean(0).astype(np.uint8)
-        picture = Image.fromarray(np.ascontiguousarray(plane))
-        thumbnail[:] = np.asarray(picture.resize((64, 64), Image.Resampling.BOX))
+        plane = np.ascontiguousarray(image[0] if len(image) == 1 else image.mean(0).astype(np.uint8))
+        thumbnail[:] = Image.fromarray(plane).resize((64, 64), Image.Resampling.BOX)
     small = small.reshape(len(slices), -1)
     small -= small.mean(1, keepdims=True)
     return small / np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-6)
@@ -64,8 +63,7 @@ def duplicates(slices: Slices, # at any size
     names, splits = slices.table["name"].to_numpy(), slices.table["split"].to_numpy()
     pairs = []
     for rows, alike in correlations(small, small):
-        for i, j in np.argwhere(alike >= NEAR_DUPLICATE) + (rows.start, 0):
-            if i >= j: continue # each pair once
-            value = float(min(alike[i - rows.start, j], 1))
+        for row, j in np.argwhere(np.triu(alike >= NEAR_DUPLICATE, rows.start + 1)): # each pair once
+            i, value = rows.start + row, float(min(alike[row, j], 1))
             pairs.append((names[i], splits[i], names[j], splits[j], value, prints[i] == prints[j]))
     return pd.DataFrame(pairs, columns=["name", "split", "other", "other_split", "correlation", "exact"])

@@ -6,7 +6,6 @@
 __all__ = ['COCO_NAME', 'outline_mask', 'read_coco', 'coco_files', 'coco_entries', 'coco_sample', 'annotation_facts']
 
 # %% ../../nbs/data/02_coco.ipynb #a7a39060
-import json
 import math
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pycocotools import mask as coco_mask
 
-from ..core import InputError, leaves_folder
+from ..core import InputError, leaves_folder, read_json
 from .images import is_box, mask_to_square, read_image, to_square
 from .slices import SPLITS, Sample
 
@@ -58,9 +57,7 @@ def outline_mask(segmentation: list | dict, # COCO: polygons [x1, y1, x2, y2, ..
             raise ValueError("has a polygon that is not a list of numbers")
         if len(polygon) % 2: raise ValueError(f"has a polygon with an odd number of coordinates ({len(polygon)})")
         if len(polygon) < 6: raise ValueError("has a polygon of fewer than three points")
-        x, y = polygon[::2], polygon[1::2]
-        # one pixel is left to rounding
-        if min(x) < -1 or min(y) < -1 or max(x) > width + 1 or max(y) > height + 1:
+        if min(polygon) < -1 or max(polygon[::2]) > width + 1 or max(polygon[1::2]) > height + 1: # 1 is for rounding
             raise ValueError(f"has a polygon outside the frame of {width} x {height}")
     united = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     return _fill_runs(_unpack_runs(united["counts"].decode()), height, width)
@@ -68,27 +65,21 @@ def outline_mask(segmentation: list | dict, # COCO: polygons [x1, y1, x2, y2, ..
 # %% ../../nbs/data/02_coco.ipynb #981d9be2
 COCO_NAME = "_annotations.coco.json"
 
-def _fits(record: object, **types: type | tuple[type, ...]) -> bool:
-    "Whether `record` is a dictionary with these keys and types."
-    return isinstance(record, dict) and all(isinstance(record.get(key), kind) and not isinstance(record.get(key), bool)
-                                            for key, kind in types.items())
+def _fits(record: object, **types: tuple[type, ...]) -> bool:
+    "Whether `record` is a dictionary with these keys, each of one of its types (`True` is no int)."
+    return isinstance(record, dict) and all(type(record.get(key)) in kinds for key, kinds in types.items())
 
 def read_coco(path: str | Path, # one `_annotations.coco.json`
               ) -> tuple[list[dict], list[str]]: # image records with "annotations"; problems, a sentence each
     "The images of one COCO file with their annotations: ids, types and file names checked, outlines not yet."
-    path = Path(path)
-    try: content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        return [], [f"{path}: is not JSON ({error}). Export or download it again."]
-    except OSError as error: return [], [f"{path}: cannot be read ({error.strerror}). Check the file."]
-    missing = [key for key in ("images", "annotations", "categories")
-               if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    try: content = read_json(path, "a COCO file")
+    except InputError as error: return [], error.problems
+    missing = [key for key in ("images", "annotations", "categories") if not isinstance(content.get(key), list)]
     if missing: return [], [f"{path}: lacks the list of {' and of '.join(missing)}. Export it as COCO segmentation."]
     images, names, problems = {}, set(), []
     for number, image in enumerate(content["images"]):
-        if not _fits(image, id=int, file_name=str, height=int, width=int):
-            problems.append(f"{path}: image number {number} lacks id, file_name, height or width, "
-                            "or one is of a wrong type. Mend the entry.")
+        if not _fits(image, id=(int,), file_name=(str,), height=(int,), width=(int,)):
+            problems.append(f"{path}: image number {number} lacks a valid id, file_name, height or width. Mend it.")
         elif leaves_folder(image["file_name"]):
             problems.append(f"{path}: file_name {image['file_name']!r} leaves the folder. "
                             "Put the image beside the JSON and name it without a path.")
@@ -97,17 +88,14 @@ def read_coco(path: str | Path, # one `_annotations.coco.json`
         else:
             images[image["id"]] = {**image, "annotations": []}
             names.add(image["file_name"])
-    listed = {image["id"] for image in content["images"]
-              if isinstance(image, dict) and isinstance(image.get("id"), int)}
+    listed = {image["id"] for image in content["images"] if _fits(image, id=(int,))}
     categories = [category.get("id") for category in content["categories"] if isinstance(category, dict)]
     for number, annotation in enumerate(content["annotations"]):
         where = f"{path}: annotation number {number}"
-        if not _fits(annotation, image_id=int, category_id=int, segmentation=(list, dict)):
-            problems.append(f"{where} lacks image_id, category_id or segmentation, or one is of a wrong type. "
-                            "Mend the entry.")
+        if not _fits(annotation, image_id=(int,), category_id=(int,), segmentation=(list, dict)):
+            problems.append(f"{where} lacks a valid image_id, category_id or segmentation. Mend it.")
         elif annotation["image_id"] not in listed:
-            problems.append(f"{where} belongs to image_id {annotation['image_id']}, which is not in the file. "
-                            "Remove it.")
+            problems.append(f"{where} has image_id {annotation['image_id']}, which is not in the file. Remove it.")
         elif annotation["category_id"] not in categories:
             problems.append(f"{where} has category_id {annotation['category_id']}, which is not in the file. Mend it.")
         elif annotation["image_id"] in images: # otherwise the image itself has a problem
@@ -115,22 +103,21 @@ def read_coco(path: str | Path, # one `_annotations.coco.json`
     return list(images.values()), problems
 
 # %% ../../nbs/data/02_coco.ipynb #35e0bb90
-def _splits(folder: Path) -> list[str]:
-    return [split for split in SPLITS if (folder / split / COCO_NAME).is_file()]
+def _splits(folder: str | Path) -> list[Path]:
+    return [Path(folder) / split for split in SPLITS if (Path(folder) / split / COCO_NAME).is_file()]
 
 def coco_files(folder: str | Path, # any folder
                ) -> list[Path]: # all that lies beside a COCO JSON in train, valid or test; empty where there is none
     "The files of a COCO data set, train before valid before test. Empty: the folder has another layout."
-    folder = Path(folder)
-    return [path for split in _splits(folder) for path in sorted((folder / split).rglob("*")) if path.is_file()]
+    return [path for split in _splits(folder) for path in sorted(split.rglob("*")) if path.is_file()]
 
 def coco_entries(folder: str | Path, # of the layout
                  ) -> tuple[list[dict], list[str]]: # image records with `path` and `split`; problems, a sentence each
     "What the JSON files of all splits list."
     entries, problems = [], []
-    for split in _splits(Path(folder)):
-        images, found = read_coco(Path(folder) / split / COCO_NAME)
-        entries += [{**image, "path": Path(folder) / split / image["file_name"], "split": split} for image in images]
+    for split in _splits(folder):
+        images, found = read_coco(split / COCO_NAME)
+        entries += [{**image, "path": split / image["file_name"], "split": split.name} for image in images]
         problems += found
     return entries, problems
 
@@ -172,11 +159,8 @@ def _box_state(bbox: object, left: int, top: int, width: int, height: int) -> st
 
 def annotation_facts(folder: str | Path, # of the layout
                      ) -> pd.DataFrame: # a row an annotation, the columns as below
-    """Each annotation as it is drawn: name, category, width and height in pixels, is it a rectangle, at the frame.
-
-    `bbox` is "right", "wrong order", "stale" or "missing", `area` the same without order (a tenth is left to rounding).
-    Annotations that cannot be drawn are left out: `coco_sample` tells of them.
-    """
+    """Each annotation that can be drawn: name, category, width and height in pixels, is it a rectangle, at the frame.
+    `bbox` is "right", "wrong order", "stale" or "missing", `area` the same without order (10 % is left to rounding)."""
     facts = []
     for entry in coco_entries(folder)[0]:
         for annotation in entry["annotations"]:
@@ -184,18 +168,12 @@ def annotation_facts(folder: str | Path, # of the layout
             except (ValueError, TypeError): continue
             if not mask.any(): continue
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            top, left, bottom, right = (int(side) for side in (rows[0], columns[0], rows[-1] + 1, columns[-1] + 1))
+            top, left, bottom, right = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
             width, height = right - left, bottom - top
             area, drawn = annotation.get("area"), int(mask.sum())
             area_right = _is_number(area) and abs(area - drawn) <= .1 * drawn + 2 * (width + height)
-            facts.append(dict(
-                name=f"{entry['split']}/{entry['file_name']}",
-                category=annotation["category_id"],
-                width=width,
-                height=height,
-                rectangle=is_box(mask),
-                at_frame=top == 0 or left == 0 or bottom == entry["height"] or right == entry["width"],
-                bbox=_box_state(annotation.get("bbox"), left, top, width, height),
-                area="missing" if area is None else "right" if area_right else "stale",
-            ))
+            at_frame = top == 0 or left == 0 or bottom == entry["height"] or right == entry["width"]
+            facts.append((f"{entry['split']}/{entry['file_name']}", annotation["category_id"], width, height,
+                          is_box(mask), at_frame, _box_state(annotation.get("bbox"), left, top, width, height),
+                          "missing" if area is None else "right" if area_right else "stale"))
     return pd.DataFrame(facts, columns=["name", "category", "width", "height", "rectangle", "at_frame", "bbox", "area"])

@@ -21,7 +21,6 @@ def _download(url: str, to: str, _: object, part: Path, size: int) -> None:
     from pooch import HTTPDownloader
     from requests import HTTPError
     arrived = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={arrived}-"} if arrived else {}
     shown = dict(total=size, initial=arrived, desc=part.stem, unit="B", unit_scale=True)
     try:
         with open(part, "ab") as file, progress_bar(**shown) as bar:
@@ -29,6 +28,7 @@ def _download(url: str, to: str, _: object, part: Path, size: int) -> None:
                 if file.tell() + len(block) > size: raise ValueError("more arrived than was announced")
                 file.write(block)
                 bar.update(len(block))
+            headers = {"Range": f"bytes={arrived}-"} if arrived else {}
             download = HTTPDownloader(timeout=30, chunk_size=1 << 14, headers=headers)
             if arrived < size: download(url, SimpleNamespace(write=write, flush=file.flush), None)
     except (ValueError, HTTPError) as error:
@@ -78,13 +78,10 @@ def download_article(article: int, # number of the figshare article
                      api: str = _API, # address of figshare's API
                      ) -> Path: # the folder, ready for `figshare_entries`
     """Download a figshare article of zipped N.mat files, continued where it stopped, checked by MD5 and unpacked.
-
-    InputError where a file does not arrive whole; what has arrived is kept, and calling again goes on from there.
-    """
+    InputError where a file does not arrive whole; what has arrived is kept, and calling again goes on from there."""
     import pooch  # here: the two take a quarter of a second to import
     import requests
-    to, page = Path(to), f"https://doi.org/10.6084/m9.figshare.{article}"
-    fetched = to / "fetched.json"
+    to, fetched = Path(to), Path(to) / "fetched.json"
     try:
         to.mkdir(parents=True, exist_ok=True)
         done = json.loads(fetched.read_text()) if fetched.exists() else {}
@@ -103,9 +100,9 @@ def download_article(article: int, # number of the figshare article
             save_json(fetched, done)
     except InputError: raise
     except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError) as error:
+        page = f"https://doi.org/10.6084/m9.figshare.{article}"
         raise InputError(f"figshare {article}: the download did not work ({_reason(error)}). What has arrived is kept: "
                          f"try again, or download {page} by hand, unpack it and give its folder.") from None
     except OSError as error:
-        raise InputError(f"{to}: cannot be written ({error.strerror or error}). "
-                         "Free some space or choose another folder.") from None
+        raise InputError(f"{to}: cannot be written ({error.strerror or error}). Choose another folder.") from None
     return to

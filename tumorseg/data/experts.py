@@ -24,11 +24,9 @@ def find_partners(kaggle: Slices, # the Kaggle set, or any pictures named by the
                   ) -> pd.DataFrame: # a row for each of `kaggle`, see below
     """Which figshare slice each picture shows: found by number, checked by comparing its thumbnail with all.
 
-    Columns: name; number, -1 for none; correlation with the slice of that number, NaN where there is none; partner, the
-    row of `figshare` to take, -1 for none; partner_name; partner_correlation; verdict. The verdict is "same number";
-    "another number", where a different slice is more alike and beyond doubt; "wrong number", where the slice of the
-    number is not the picture and no other is; "not there", where no slice has the number.
-    """
+    Columns: name; number, -1 for none; correlation with the slice of that number, NaN for none; partner, the row of
+    `figshare` to take, -1 for none; partner_name; partner_correlation; verdict: "same number", "another number" (whose
+    slice is more alike, beyond doubt), "wrong number" (its slice is not the picture, nor is another) or "not there"."""
     swapped = thumbnails(figshare).reshape(-1, 64, 64).transpose(0, 2, 1) # x and y, as the Kaggle pictures have them
     alike = thumbnails(kaggle) @ swapped.reshape(len(figshare), -1).T
     rows = {number_of(name): row for row, name in enumerate(figshare.table["name"])}
@@ -53,14 +51,12 @@ def expert_contours(kaggle: Slices, # the Kaggle set
                     partners: pd.DataFrame, # what `find_partners` found for these two: read its verdicts
                     ) -> Slices: # the pictures that have a partner, in the order of `kaggle`
     """The Kaggle pictures with expert contours: picture, name, split and size are Kaggle's; patient, category
-    (1 meningioma, 2 glioma, 3 pituitary tumour) and label figshare's. InputError where sizes differ or none has one.
-    """
+    (1 meningioma, 2 glioma, 3 pituitary tumour) and label figshare's. InputError where sizes differ or none has one."""
     size, figshare_size = kaggle.masks.shape[1], figshare.masks.shape[1]
     if size != figshare_size:
         raise InputError(f"The two sets are opened at {size} and {figshare_size} pixels. Open both at one size.")
     chosen = np.flatnonzero(partners["partner"] >= 0)
-    if len(chosen) == 0:
-        raise InputError("None of the pictures shows a slice of the figshare set. Is it the right pair of data sets?")
+    if not len(chosen): raise InputError("No picture shows a slice of the figshare set. Are these the right two sets?")
     pictures, source = kaggle[chosen], figshare.table.iloc[partners["partner"].to_numpy()[chosen]]
     masks = np.stack([figshare.masks[row].T for row in source.index])
     columns = {name: source[name].to_numpy() for name in ("patient", "category", "label")}
@@ -70,8 +66,7 @@ def partners_in_words(partners: pd.DataFrame, # from `find_partners`
                       ) -> str: # one sentence, and one more for each wrong number
     "What was found, to be told to whoever asked for the contours."
     found, missing = (partners["partner"] >= 0).sum(), (partners["verdict"] == "not there").sum()
-    lines = [f"{found} of {len(partners)} pictures have an expert contour; "
-             f"left out for want of a slice of their number: {missing}."]
+    lines = [f"{found} of {len(partners)} pictures have an expert contour; no slice of their number: {missing}."]
     for row in partners[partners["verdict"].isin(["another number", "wrong number"])].itertuples():
         shown = f"shows {row.partner_name} ({row.partner_correlation:.2f}), which is taken"
         lines.append(f"{row.name}: is not slice {row.number} (correlation {row.correlation:.2f}); "

@@ -19,8 +19,7 @@ def read_mask(path: str | Path, # a picture of two values
               ) -> np.ndarray: # uint8 (H, W) of 0 and 1
     "A mask of 0 and 1, of 0 and 255, or the same as RGB. InputError with the values that were found where it is none."
     planes = read_image(path, channels=3)
-    if (planes != planes[0]).any():
-        raise InputError(f"{path}: a mask in colours. Save it in grey, 0 for background and 255 for tumour.")
+    if (planes != planes[0]).any(): raise InputError(f"{path}: a mask in colours. Save it in grey, 255 for tumour.")
     found = np.unique(planes[0])
     if not (set(found) <= {0, 1} or set(found) <= {0, 255}):
         values = ", ".join(map(str, found[:6])) + (f", ... ({len(found)} values)" if len(found) > 6 else "")
@@ -45,15 +44,13 @@ def _paired(files: list[Path]) -> tuple[list[tuple[Path, Path]], list[str]]:
         masks[stem] = path
     for path in (path for path in files if path not in in_masks):
         if path.stem in pictures:
-            twin = pictures[path.stem].name
-            problems.append(f"{path}: has the name of {twin}, so their mask is not clear. Rename one.")
+            problems.append(f"{path}: has the name of {pictures[path.stem].name}, and no mask is its own. Rename one.")
         elif path.stem not in masks:
             problems.append(f"{path}: has no mask. Add one, all 0 where there is no tumour.")
         else: pairs.append((path, masks[path.stem]))
         pictures[path.stem] = path
-    lonely = [masks[stem] for stem in masks if stem not in pictures]
-    problems += [f"{path}: has no picture. Add it, or remove the mask." for path in lonely]
-    return pairs, problems
+    lonely = [path for stem, path in masks.items() if stem not in pictures]
+    return pairs, problems + [f"{path}: has no picture. Add it, or remove the mask." for path in lonely]
 
 # %% ../../nbs/data/03_folders.ipynb #61f0aa8d
 def _in_one(folder: Path) -> list[Path]:
@@ -65,7 +62,7 @@ def _in_one(folder: Path) -> list[Path]:
 def _bases(folder: Path) -> list[tuple[Path, str]]:
     "The folders that hold pairs, each with its split."
     splits = [(folder / split, split) for split in SPLITS if _in_one(folder / split)]
-    return splits or ([(folder, "all")] if _in_one(folder) else [])
+    return splits or [(folder, "all")]
 
 def pair_files(folder: str | Path, # any folder
                ) -> list[Path]: # pictures and masks, train before valid before test; empty where there are no masks
@@ -83,12 +80,11 @@ def pair_entries(folder: str | Path, # of the layout
     entries, problems = [], []
     for base, split in _bases(Path(folder)):
         pairs, found = _paired(_in_one(base))
-        for image, mask in pairs:
-            name = image.relative_to(folder).as_posix()
-            entries.append(dict(image=image, mask=mask, name=name, split=split, patient="", known_contour=False))
+        entries += [dict(image=image, mask=mask, name=image.relative_to(folder).as_posix(), split=split, patient="",
+                         known_contour=False) for image, mask in pairs]
         problems += found
-    some = entries[::max(1, len(entries) // 16)]
-    channels = 3 if any(_in_colour(entry["image"]) for entry in some) else 1
+    sampled = entries[::max(1, len(entries) // 16)]
+    channels = 3 if any(_in_colour(entry["image"]) for entry in sampled) else 1
     return [{**entry, "channels": channels} for entry in entries], problems
 
 # %% ../../nbs/data/03_folders.ipynb #d388a90c
@@ -96,15 +92,13 @@ def pair_sample(entry: dict, # from `pair_entries` or `lgg_entries`
                 size: int, # side of the square slice, pixels
                 ) -> Sample: # image uint8 (C, size, size), mask uint8 (size, size), row of the table
     """One picture with its mask, which must be of the same size. The source gives no category: it is 1 where there is
-    tumour. The label is "box" where the mask is a filled rectangle.
-    """
+    tumour. The label is "box" where the mask is a filled rectangle."""
     image, mask = read_image(entry["image"], entry["channels"]), read_mask(entry["mask"])
     height, width = mask.shape
     if image.shape[1:] != mask.shape:
         raise InputError(f"{entry['mask']}: is {width} x {height}, "
                          f"but its picture is {image.shape[2]} x {image.shape[1]}. Take the mask of this picture.")
-    # a contour around a few pixels is often a rectangle too
-    boxed = not entry["known_contour"] and mask.sum() > 16 and is_box(mask)
+    boxed = not entry["known_contour"] and mask.sum() > 16 and is_box(mask) # a tiny contour is often a rectangle too
     row = dict(name=entry["name"], split=entry["split"], patient=entry["patient"], category=int(mask.any()),
                label=("box" if boxed else "contour") if mask.any() else "", height=height, width=width)
     return to_square(image, size), mask_to_square(mask, size), row

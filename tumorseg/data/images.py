@@ -15,20 +15,19 @@ from scipy import ndimage
 from ..core import InputError
 
 # %% ../../nbs/data/00_images.ipynb #4dfb06ca
-def _frame(height: int, width: int, size: int) -> tuple[slice, slice]:
-    "Where a picture of (height, width) lies in the square of `size`, its longer side filling it: rows, columns."
+def _frame(height: int, width: int, size: int) -> tuple[slice, slice, tuple[int, int]]:
+    "Where a picture lies in the square of `size`, its longer side filling it: rows, columns, (width, height)."
     scale = size / max(height, width)
     sides = [max(1, round(height * scale)), max(1, round(width * scale))]
     starts = [(size - side) // 2 for side in sides]
-    return tuple(slice(start, start + side) for start, side in zip(starts, sides))
+    return *(slice(start, start + side) for start, side in zip(starts, sides)), tuple(sides[::-1])
 
 def to_square(image: np.ndarray, # uint8 (C, H, W), 0..255
               size: int, # side of the square in pixels
               ) -> np.ndarray: # uint8 (C, size, size)
     "The picture scaled to fit a square, aspect kept, centred on background (0); averaged where it shrinks."
-    rows, columns = _frame(*image.shape[1:], size)
+    rows, columns, shape = _frame(*image.shape[1:], size)
     square = np.zeros((len(image), size, size), np.uint8)
-    shape = (columns.stop - columns.start, rows.stop - rows.start)
     for channel, plane in zip(square, image):
         channel[rows, columns] = Image.fromarray(plane).resize(shape, Image.Resampling.BILINEAR) # Pillow's averages
     return square
@@ -38,15 +37,13 @@ def mask_to_square(mask: np.ndarray, # uint8 (H, W) of 0 and 1
                    size: int, # side of the square in pixels
                    ) -> np.ndarray: # uint8 (size, size) of 0 and 1
     "The mask in the square of `to_square`: 1 where at least half covered, and no connected part of it ever vanishes."
-    rows, columns = _frame(*mask.shape, size)
+    rows, columns, shape = _frame(*mask.shape, size)
     square = np.zeros((size, size), np.uint8)
     if not mask.any(): return square
-    shape = (columns.stop - columns.start, rows.stop - rows.start)
     def coverage(part): return np.asarray(Image.fromarray(part * np.uint8(255)).resize(shape, Image.Resampling.BOX))
     fitted = coverage(mask) >= 128
     parts, count = ndimage.label(mask)
-    # one part that is there has not vanished: nothing to look for
-    for part in range(1, count + 1) if count > 1 or not fitted.any() else []:
+    for part in range(1, count + 1) if count > 1 or not fitted.any() else []: # a single part that is there is safe
         covered = coverage(parts == part)
         # a part smaller than 1/255 of a pixel rounds to no coverage at all: then its middle marks the pixel
         if not covered.any(): covered = _middle_pixel(parts == part, shape)
@@ -67,7 +64,7 @@ def from_square(values: np.ndarray, # float32 (size, size), a map over the squar
                 width: int, # of the picture, pixels
                 ) -> np.ndarray: # float32 (height, width)
     "A map over the square, brought back to the picture's own frame (bilinear)."
-    inside = values[_frame(height, width, len(values))].astype(np.float32)
+    inside = values[_frame(height, width, len(values))[:2]].astype(np.float32)
     return np.asarray(Image.fromarray(inside).resize((width, height), Image.Resampling.BILINEAR))
 
 # %% ../../nbs/data/00_images.ipynb #037d2659
@@ -78,17 +75,13 @@ MAX_PIXELS = 50_000_000 # 7000 x 7000: more than any MRI slice, less than what h
 def read_image(path: str | Path, # JPG, PNG, TIFF, or what else Pillow reads
                channels: int = 1, # 1 for grey, 3 for RGB
                ) -> np.ndarray: # uint8 (channels, H, W), 0..255
-    """A picture from a file. 16-bit, integer and float pictures are scaled to reach from 0 to 255.
-
-    InputError where the file is missing, is not an image, is cut off, has over `MAX_PIXELS` pixels, several pages, or
-    values that are not finite.
-    """
+    """A picture from a file; 16-bit, integer and float pictures are scaled to reach from 0 to 255. InputError where it
+    is missing, no image, cut off, of several pages, of over `MAX_PIXELS` pixels, or has values that are not finite."""
     path = Path(path)
     try:
         with Image.open(path) as picture:
             if picture.width * picture.height > MAX_PIXELS:
-                raise InputError(f"{path}: {picture.width} x {picture.height} pixels are more than a slice can have. "
-                                 "Is it the right file?")
+                raise Image.DecompressionBombError(f"{picture.width} x {picture.height} pixels, far too many.")
             if getattr(picture, "n_frames", 1) > 1:
                 raise InputError(f"{path}: holds {picture.n_frames} pages. Save each slice as a file of its own.")
             if picture.mode.startswith(("I", "F")):
@@ -99,8 +92,8 @@ def read_image(path: str | Path, # JPG, PNG, TIFF, or what else Pillow reads
     except IsADirectoryError: raise InputError(f"{path}: is a folder. Give the files in it.") from None
     except UnidentifiedImageError:
         raise InputError(f"{path}: not an image that can be read. Give a JPG, PNG or TIFF.") from None
-    except Image.DecompressionBombError:
-        raise InputError(f"{path}: asks for more pixels than a slice can have. Is it the right file?") from None
+    except Image.DecompressionBombError as error: # ours, or Pillow's own
+        raise InputError(f"{path}: {error} Is it the right file?") from None
     except Exception as error: # a damaged file: OSError, SyntaxError, struct.error, ...: Pillow has many decoders
         raise InputError(f"{path}: damaged or cut off ({error}). Copy or export it again.") from None
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

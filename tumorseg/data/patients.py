@@ -61,9 +61,8 @@ def number_of(name: str, # of a slice, with or without folders
 def with_patients(slices: Slices, # some of them of unknown patient
                   patients: str | Path | pd.DataFrame, # a CSV file or a table with `name` or `number`, and `patient`
                   ) -> Slices: # the same arrays, with another column `patient`, and `view` where the table has it
-    """The patients of a table (also called patient_group or patient_id), written in where it knows the slice; likewise
-    the views, such as axial, for scores by view ("" where unknown). InputError where it lacks a column, contradicts
-    itself, or knows none."""
+    """The patients of a table (also called patient_group or patient_id), written in where it knows the slice; so are
+    views ("" where unknown), for scores by view. InputError where it lacks a column, contradicts itself, knows none."""
     given = isinstance(patients, pd.DataFrame)
     where = "the table of patients" if given else patients
     try: known = patients if given else pd.read_csv(patients, dtype=str, keep_default_na=False, encoding="utf-8-sig")
@@ -74,15 +73,13 @@ def with_patients(slices: Slices, # some of them of unknown patient
     if not person or not key:
         raise InputError(f"{where}: lacks a column patient, or name or number. "
                          f"It has {', '.join(map(str, known.columns[:8]))}.")
-    known = known[known[person] != ""].drop_duplicates([key, person])
-    twice = known[key][known[key].duplicated()]
-    if len(twice): raise InputError(f"{where}: gives a slice two patients ({key} {twice.iloc[0]}). Keep one.")
+    known = known[known[person] != ""].astype({key: str}).drop_duplicates([key, person]).set_index(key)
+    twice = known.index[known.index.duplicated()]
+    if len(twice): raise InputError(f"{where}: gives a slice two patients ({key} {twice[0]}). Keep one.")
     named = slices.table["name"] if key == "name" else slices.table["name"].map(number_of).astype(str)
-    found = named.map(dict(zip(known[key].astype(str), known[person])))
-    if not found.notna().any():
-        raise InputError(f"{where}: knows none of the {len(slices)} slices by their {key}. "
-                         "Is it the table of this data set?")
+    found = named.map(known[person])
+    if found.isna().all():
+        raise InputError(f"{where}: knows none of the {len(slices)} slices by {key}. Is it the table of this data set?")
     columns = {"patient": found.fillna(slices.table["patient"]).astype(object)}
-    if "view" in known:
-        columns["view"] = named.map(dict(zip(known[key].astype(str), known["view"]))).fillna("").astype(object)
+    if "view" in known: columns["view"] = named.map(known["view"]).fillna("").astype(object)
     return slices.assign(**columns)

@@ -45,12 +45,10 @@ TABLE = {"name": str, "split": str, "patient": str, "category": int, "label": st
 class Slices:
     """N MRI slices of one size: everything later takes `Slices` and never asks where they came from.
 
-    `images` is uint8 (N, C, H, W); `masks` is uint8 (N, H, W) of 0 and 1, 1 is tumour; `table` has N rows with columns
-    name (the path inside the source), split, patient ("" where unknown), category (the source's id, 0 where nothing is
-    annotated), label ("contour" or "box", "" where nothing is annotated), height and width (pixels of the file).
-    """
+    `table` has the columns name (the path inside the source), split, patient ("" where unknown), category (the source's
+    id, 0 where nothing is annotated), label ("contour", "box", "" for none), height and width (pixels of the file)."""
     images: np.ndarray # uint8 (N, C, H, W)
-    masks: np.ndarray # uint8 (N, H, W) of 0 and 1
+    masks: np.ndarray # uint8 (N, H, W) of 0 and 1, 1 is tumour
     table: pd.DataFrame # N rows; see `TABLE` for columns and types
     folder: Path | None = None # where they came from, for what only the files know; None: labels were replaced
     folds: "Folds | None" = None # those that the split was made by, kept beside a training so that others share them
@@ -66,7 +64,7 @@ class Slices:
             raise TypeError("Slices are chosen by an array or a slice, not by one number: slices[[3]] is the fourth.")
         if len(rows) and (np.diff(rows) == 1).all(): rows = slice(rows[0], rows[-1] + 1)
         table = self.table.iloc[rows].reset_index(drop=True)
-        return Slices(self.images[rows], self.masks[rows], table, self.folder, self.folds)
+        return replace(self, images=self.images[rows], masks=self.masks[rows], table=table)
 
     def assign(self,
                **columns: object, # name and values, as pandas' `assign` takes them
@@ -134,8 +132,7 @@ def load_slices(folder: str | Path, # made by `save_slices`
         table = pd.read_csv(Path(folder) / "table.csv", dtype=TABLE, keep_default_na=False)
         if not len(images) == len(masks) == len(table): raise ValueError("its parts differ in length")
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: not a whole folder of slices ({error}). "
-                         "Delete it; it is made anew from the source.") from None
+        raise InputError(f"{folder}: not a whole folder of slices ({error}). Delete it; it is made anew.") from None
     return Slices(images, masks, table)
 
 # %% ../../nbs/data/01_slices.ipynb #475c6274

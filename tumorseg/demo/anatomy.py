@@ -54,9 +54,8 @@ def anatomy() -> Anatomy:
     t1, white = (np.round(volume * (255 / volume.max())).astype(np.uint8) for volume in volumes)
     corner = np.array(_CORNER_HEAD, np.float32)[:, None, None, None]
     points = 2 * np.indices((110, 130, 116), dtype=np.float32) + corner
-    # 12 mm out and in again: a smooth hull over the folds
     near = ndimage.distance_transform_edt(_sample(t1, points, _CORNER_T1) < 9, 2) <= 12
-    brain = _signed_distance(ndimage.distance_transform_edt(near, 2) > 12)
+    brain = _signed_distance(ndimage.distance_transform_edt(near, 2) > 12)  # 12 mm out and in: a hull over the folds
     head = (brain < 13) | np.any([ellipsoid(points, *part) < 1 for part in _FACE], 0)
     return Anatomy(t1, white, brain, _signed_distance(head))
 
@@ -117,8 +116,7 @@ def to_template(head: Head, points: np.ndarray) -> np.ndarray: # (3, N) mm of th
     return head.turn @ (points - head.shift[:, None]) + bent
 
 # %% ../../nbs/demo/00_anatomy.ipynb #2f7821c0
-# the axes (0 x, 1 y, 2 z) down, across and through a slice
-VIEWS = {"axial": (1, 0, 2), "coronal": (2, 0, 1), "sagittal": (2, 1, 0)}
+VIEWS = {"axial": (1, 0, 2), "coronal": (2, 0, 1), "sagittal": (2, 1, 0)} # axes (x is 0) down, across, through a slice
 
 class Pixels(NamedTuple):
     "The N pixels of a slice that show the head, and what lies there."
@@ -218,9 +216,8 @@ def paint_head(head: Head, pixels: Pixels,
     image += soft_step(out - outer) * (_paint_flesh(look, pixels.depth, noise) - image)
     for centre, radii, value in _PARTS:
         level = ellipsoid((np.abs(x) if centre[0] else x, y, z), centre, radii) * (1 + .06 * noise["fold"])
-        cover = soft_step((1 - level) * min(radii))
-        cover = cover * soft_step(4 * (.3 - white)) * soft_step(pixels.brain)  # brain is never covered,
-        cover *= soft_step((pixels.depth - 3) / 2)  # and neither is skin
+        cover = soft_step((1 - level) * min(radii)) * soft_step(4 * (.3 - white)) * soft_step(pixels.brain)
+        cover *= soft_step((pixels.depth - 3) / 2)  # neither brain nor skin is ever covered
         if value is None: value = .03 + .5 * soft_step(4 * noise["fine"])
         image += cover * (value - image)
     return image * soft_step(pixels.depth) * np.interp(z, [-125, -65], [.4, 1])  # the head coil ends at the neck

@@ -7,7 +7,6 @@ __all__ = ['Patient', 'simulate_patient', 'tumour_level', 'contours', 'simulate_
 
 # %% ../../nbs/demo/01_tumours.ipynb #8680c6a1
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,26 +14,8 @@ import numpy as np
 from contourpy import contour_generator
 from PIL import Image
 
-from ..core import InputError, UsageError, new_folder, progress_bar
-from tumorseg.demo.anatomy import (
-    HEAD_RANGES,
-    LATTICE_MM,
-    VIEWS,
-    Head,
-    Pixels,
-    brain_distance,
-    draw_fields,
-    draw_numbers,
-    draw_turn,
-    ellipsoid,
-    paint_brain,
-    paint_head,
-    scan,
-    slice_pixels,
-    smooth_field,
-    soft_step,
-    to_template,
-)
+from ..core import InputError, UsageError, new_folder, progress_bar, read_json
+from . import anatomy
 
 # %% ../../nbs/demo/01_tumours.ipynb #dbf01dc2
 _KINDS = {"glioma": 1, "meningioma": 2, "pituitary": 2}  # kind of tumour -> category id, as in the Kaggle set
@@ -54,7 +35,7 @@ class Patient(NamedTuple):
     seed: int
     kind: str
     view: str
-    head: Head
+    head: anatomy.Head
     look: dict          # the tumour's numbers: how large, bright, rough
     fields: dict        # the tumour's lattices of random numbers
     centre: np.ndarray  # (3,) middle of the tumour
@@ -66,7 +47,7 @@ def _place(rng, kind, size):
     "The middle of a tumour: drawn again until it suits its kind."
     while True:
         x, y, z = centre = rng.uniform((-75, -105, -35), (75, 80, 85))
-        depth = -float(brain_distance(centre[:, None])[0])  # mm under the surface of the brain
+        depth = -float(anatomy.brain_distance(centre[:, None])[0])  # mm under the surface of the brain
         if kind == "glioma":  # whole inside a hemisphere
             cerebellum = z < 5 and y < -30
             if depth > .6 * size + 3 and abs(x) > 12 and not cerebellum: return centre
@@ -80,7 +61,7 @@ def _to_scanner(head, point):
     "Where the scanner sees a point of the template; there is no formula, but each step takes away most of the error."
     place = point
     for _ in range(8):
-        error = to_template(head, place[:, None])[:, 0] - point
+        error = anatomy.to_template(head, place[:, None])[:, 0] - point
         place = place - np.linalg.solve(head.turn, error)
     return place
 
@@ -92,18 +73,17 @@ def simulate_patient(number: int, # 0, 1, 2, ...: the same number and seed give 
     "Draw a patient: head, view, scanner and one tumour. Kinds are about as frequent as in Cheng's set."
     rng = np.random.default_rng([seed, number])
     # both are drawn always, so that the rest stays the same
-    drawn_kind, drawn_view = rng.choice(list(_KINDS), p=[.45, .25, .3]), rng.choice(list(VIEWS))
+    drawn_kind, drawn_view = rng.choice(list(_KINDS), p=[.45, .25, .3]), rng.choice(list(anatomy.VIEWS))
     kind, view = kind or str(drawn_kind), view or str(drawn_view)
-    turn = draw_turn(rng)
-    head_look = draw_numbers(rng, HEAD_RANGES)
-    look = draw_numbers(rng, _TUMOUR[kind])
+    turn, head_look = anatomy.draw_turn(rng), anatomy.draw_numbers(rng, anatomy.HEAD_RANGES)
+    look = anatomy.draw_numbers(rng, _TUMOUR[kind])
     if kind == "glioma" and rng.random() < .09:  # takes up no contrast
         look |= dict(core=-1, bright=rng.uniform(.2, .26), oedema=0)
-    head_fields = draw_fields(rng, LATTICE_MM)
-    fields = draw_fields(rng, {"lobes": look["size"], "edge": .5 * look["size"]})
+    head_fields = anatomy.draw_fields(rng, anatomy.LATTICE_MM)
+    fields = anatomy.draw_fields(rng, {"lobes": look["size"], "edge": .5 * look["size"]})
     centre = _place(rng, kind, look["size"])
     radii = look["size"] * rng.uniform(.8, 1.2, 3)
-    head = Head(turn, rng.normal(0, 4, 3), head_look, head_fields)
+    head = anatomy.Head(turn, rng.normal(0, 4, 3), head_look, head_fields)
     return Patient(number, seed, kind, view, head, look, fields, centre, radii, _to_scanner(head, centre))
 
 # %% ../../nbs/demo/01_tumours.ipynb #bd896fd8
@@ -112,13 +92,13 @@ def tumour_level(patient: Patient,
                 ) -> np.ndarray: # (...) below 1 inside the tumour, at most 2
     "How far out a point lies: 0 in the middle, 1 on the border, which oedema lies outside of, as in Cheng's set."
     fields, look, size = patient.fields, patient.look, patient.look["size"]
-    level = ellipsoid(points, patient.centre, patient.radii)
+    level = anatomy.ellipsoid(points, patient.centre, patient.radii)
     if patient.kind == "pituitary":  # a second, smaller lobe grows up out of the sella
-        level = np.minimum(level, ellipsoid(points, patient.centre + (0, 0, .7 * size), .8 * patient.radii))
-    rough = smooth_field(fields["lobes"], points) + .5 * smooth_field(fields["edge"], points)
+        level = np.minimum(level, anatomy.ellipsoid(points, patient.centre + (0, 0, .7 * size), .8 * patient.radii))
+    rough = anatomy.smooth_field(fields["lobes"], points) + .5 * anatomy.smooth_field(fields["edge"], points)
     level = level + look["rough"] * np.clip(rough, -2, 2)
     if patient.kind != "pituitary":  # ends at the skull
-        level = np.maximum(level, 1 + (brain_distance(points) - patient.head.look["csf"] + .5) / size)
+        level = np.maximum(level, 1 + (anatomy.brain_distance(points) - patient.head.look["csf"] + .5) / size)
     return np.minimum(level, 2)
 
 # %% ../../nbs/demo/01_tumours.ipynb #28831e86
@@ -130,53 +110,48 @@ def _area(line):
 def contours(level: np.ndarray, # (H, W): below 1 inside
             ) -> list[np.ndarray]: # one (K, 2) array a part: x, y in pixels, the corner of the image is 0, 0
     "Outer contours of a tumour, exact to a fraction of a pixel; holes are filled, specks under 4 pixels dropped."
-    # padded: the frame counts as outside, so every contour is closed
-    lines = contour_generator(z=np.pad(2 - level, 1)).lines(1)
-    # -1 for the padding, +0.5 because pixel 0 covers 0 to 1
-    lines = [np.clip(line - .5, 0, level.shape[::-1]) for line in lines]
-    # contourpy runs round a hole the other way: its area is negative
-    return [line for line in lines if _area(line) >= 4]
+    lines = contour_generator(z=np.pad(2 - level, 1)).lines(1)  # padded, so that contours are closed at the frame
+    lines = [np.clip(line - .5, 0, level.shape[::-1]) for line in lines]  # -1 for the padding, +.5: pixel 0 is 0 to 1
+    return [line for line in lines if _area(line) >= 4]  # contourpy runs round a hole the other way: a negative area
 
 # %% ../../nbs/demo/01_tumours.ipynb #a34b17d7
 def _push(patient, pixels):
     "Where in the template the tissue comes from that is seen at each pixel; skull and skin stay."
-    near = np.exp(-(ellipsoid(pixels.points, patient.centre, patient.radii) / 1.7)**2)
+    near = np.exp(-(anatomy.ellipsoid(pixels.points, patient.centre, patient.radii) / 1.7)**2)
     pull = patient.head.look["push"] * near * np.clip(-pixels.brain / 6, 0, 1)
     return pixels.points - pull * (pixels.points - patient.centre[:, None])
 
-def _paint_tumour(patient: Patient, pixels: Pixels, image, white, level):
+def _paint_tumour(patient: Patient, pixels: anatomy.Pixels, image, white, level):
     "Oedema, rim and core."
     look, noise, healthy = patient.look, pixels.noise, patient.head.look
-    oedema = soft_step(4 * (look["oedema"] * (1 + .15 * noise["fold"]) - level))
-    swollen = .8 * white * oedema * soft_step(-pixels.brain - 2)
+    oedema = anatomy.soft_step(4 * (look["oedema"] * (1 + .15 * noise["fold"]) - level))
+    swollen = .8 * white * oedema * anatomy.soft_step(-pixels.brain - 2)
     image = image + swollen * ((healthy["fluid"] + healthy["grey"]) / 2 - image)
     body = look["bright"] * (1 + look["rough"] * (.4 * noise["fine"] + .5 * noise["grain"]))
     core = look["core"] * (1 + .25 * noise["fold"] + .1 * noise["fine"])
-    body += soft_step((core - level) * look["size"] / 1.5) * (look["dark"] + .03 * noise["fine"] - body)
-    return image + soft_step((1 - level) * look["size"]) * (body - image)
+    body += anatomy.soft_step((core - level) * look["size"] / 1.5) * (look["dark"] + .03 * noise["fine"] - body)
+    return image + anatomy.soft_step((1 - level) * look["size"]) * (body - image)
 
 def simulate_slice(patient: Patient,
                    offset: float = 0, # mm from the middle of the tumour, along the view
                    size: int = 256, # pixels a side
                   ) -> tuple[np.ndarray, np.ndarray]: # image and level, (size, size) uint8 and float: below 1 is tumour
     "One slice, upright, as radiologists see it: the patient's right (or front, in a sagittal view) on the left."
-    head = patient.head
-    position = patient.place[VIEWS[patient.view][2]] + offset
-    pixels = slice_pixels(head, patient.view, position, size)
+    head, position = patient.head, patient.place[anatomy.VIEWS[patient.view][2]] + offset
+    pixels = anatomy.slice_pixels(head, patient.view, position, size)
     level = tumour_level(patient, pixels.points)
-    image, white = paint_brain(head, pixels, _push(patient, pixels))
-    image = paint_head(head, pixels, image, white)
-    image = _paint_tumour(patient, pixels, image, white, level)
+    brain, white = anatomy.paint_brain(head, pixels, _push(patient, pixels))
+    image = _paint_tumour(patient, pixels, anatomy.paint_head(head, pixels, brain, white), white, level)
     levels = np.full((size, size), 2.)
     levels[pixels.seen] = level
     key = patient.seed, patient.number, round(1000 * (offset + 500))  # the noise differs from slice to slice
-    return scan(head, pixels, image, key), levels
+    return anatomy.scan(head, pixels, image, key), levels
 
 # %% ../../nbs/demo/01_tumours.ipynb #ce653c5a
 def slice_offsets(patient: Patient) -> list[float]: # mm from the middle of the tumour
     "Four slices through the tumour, 3 to 6 mm apart; for one patient in four a fifth beside it, near the middle."
     rng = np.random.default_rng([patient.seed, patient.number, 1])
-    through = VIEWS[patient.view][2]
+    through = anatomy.VIEWS[patient.view][2]
     radius, place = patient.radii[through], patient.place[through]
     step = min(rng.uniform(3, 6), max(3, .5 * radius))  # mm; closer in a small tumour
     offsets = [step * (k - 1.5) + rng.uniform(-.5, .5) for k in range(4)]
@@ -193,14 +168,12 @@ _COCO_NAME = "_annotations.coco.json"
 
 def _coco(lines):
     "The part of a COCO annotation that the polygons give: box (x, y, width, height) and area in pixels."
-    points = np.concatenate(lines)
-    return {"bbox": np.round([*points.min(0), *np.ptp(points, 0)], 2).tolist(),
-            "area": round(sum(map(_area, lines)), 2),
-            "segmentation": [np.round(line, 2).ravel().tolist() for line in lines],
-            "iscrowd": 0}
+    xy = np.concatenate(lines)
+    return {"bbox": np.round([*xy.min(0), *np.ptp(xy, 0)], 2).tolist(), "area": round(sum(map(_area, lines)), 2),
+            "segmentation": [np.round(line, 2).ravel().tolist() for line in lines], "iscrowd": 0}
 
-def _write_split(folder, people: Iterable[Patient], size, info, bar):
-    "JPGs and annotations of one split."
+def _write_split(folder, people, size, info, bar):
+    "JPGs and annotations of one split, patient by patient."
     folder.mkdir()
     images, annotations = [], []
     for patient in people:
@@ -222,9 +195,8 @@ def _write_split(folder, people: Iterable[Patient], size, info, bar):
 # %% ../../nbs/demo/01_tumours.ipynb #2c94e1b6
 def _holds(folder, info):
     "Whether all splits in a folder say that they are this demo."
-    try: notes = [json.loads((folder / split / _COCO_NAME).read_text(encoding="utf-8"))["info"] for split in _SPLITS]
-    except (OSError, ValueError, KeyError, TypeError): return False
-    return all(note == info for note in notes)
+    try: return all(read_json(folder / split / _COCO_NAME, "the demo")["info"] == info for split in _SPLITS)
+    except (InputError, KeyError): return False
 
 def write_demo(folder: str | Path, # made if missing; must be empty or hold this very demo
                patients: int = 120, # at least 3, for three splits; about 4 slices each
