@@ -29,18 +29,17 @@ def paired_difference(scores: pd.DataFrame, # from `repeat`: which ("best", "sta
                       draws: int = 2000, # of seeds and patients, with replacement
                       seed: int = 0, # of the draws
                       ) -> dict: # as below
-    """Mean Dice of `best` minus that of `start`, over slices and seeds, and its 95 % interval over patients (slices,
-    where a patient is unknown) and seeds. UsageError where the two have not scored the same slices with the same seeds.
+    """Mean Dice of `best` minus that of `start` with its 95 % interval over patients (slices, where unknown) and seeds;
+    `better` where all of it is above 0. UsageError where the two have not scored the same slices with the same seeds.
 
-    Keys: difference, ci_low, ci_high, best, start, by_seed, n_slices, n_patients, n_seeds, interval_over, and better:
-    whether the whole interval lies above 0.
+    Keys: difference, ci_low, ci_high, best, start, by_seed, n_slices, n_seeds, n_patients, interval_over, better.
     """
-    wide = scores.pivot_table("dice", ["which", "seed"], "name", sort=True)
-    pairs = {which: wide.loc[which] for which in ("best", "start") if which in wide.index}
-    if len(pairs) < 2 or wide.isna().any(axis=None) or list(pairs["best"].index) != list(pairs["start"].index):
+    wide = scores.pivot_table("dice", ["seed", "name"], "which").reindex(columns=["best", "start"]).unstack()
+    if wide.empty or wide.isna().any(axis=None):
         raise UsageError("The difference needs both configurations, with the same seeds on the same slices.")
-    delta = (pairs["best"] - pairs["start"]).to_numpy() # (seeds, slices)
-    patients = scores.drop_duplicates("name").set_index("name")["patient"].fillna("")[wide.columns]
+    differences = wide["best"] - wide["start"]
+    delta = differences.to_numpy() # (seeds, slices)
+    patients = scores.drop_duplicates("name").set_index("name")["patient"].fillna("")[differences.columns]
     groups, over = interval_groups(patients)
     _, group = np.unique(groups, return_inverse=True)
     sums = np.stack([np.bincount(group, row) for row in delta]) # (seeds, patients)
@@ -51,10 +50,10 @@ def paired_difference(scores: pd.DataFrame, # from `repeat`: which ("best", "sta
     means = np.einsum("ds,dp,sp->d", seeds, people, sums) / (len(delta) * (people @ sizes))
     low, high = np.percentile(means, (2.5, 97.5))
     return dict(difference=float(delta.mean()), ci_low=float(low), ci_high=float(high),
-                best=float(pairs["best"].to_numpy().mean()), start=float(pairs["start"].to_numpy().mean()),
-                by_seed={int(seed): float(row.mean()) for seed, row in zip(pairs["best"].index, delta)},
-                n_slices=delta.shape[1],
-                n_patients=patients.nunique() if (patients != "").all() else None, n_seeds=len(delta),
+                best=float(wide["best"].to_numpy().mean()), start=float(wide["start"].to_numpy().mean()),
+                by_seed={int(seed): float(row.mean()) for seed, row in zip(wide.index, delta)},
+                n_slices=delta.shape[1], n_seeds=len(delta),
+                n_patients=patients.nunique() if (patients != "").all() else None,
                 interval_over=over + (" and seeds" if len(delta) > 1 else ""), better=bool(low > 0))
 
 # %% ../../nbs/tuning/04_seeds.ipynb #708a24d4
@@ -81,8 +80,7 @@ def repeat(open_at: Callable[[int], Slices], # as in `tune`
            start: tuple[Config, int], # what it is compared to
            seeds: Sequence[int] = (1, 2, 3), # not the one that the search used
            ) -> pd.DataFrame: # of `score_repeats`, on the validation slices
-    """Train both with each seed and score them on the validation slices; test is never read.
-    Writes repeats.csv and repeats.json."""
+    "Train both with each seed, score them on the validation slices, write repeats.csv and repeats.json. No test slice."
     if not seeds or len(set(seeds)) < len(seeds): raise UsageError(f"seeds are {list(seeds)}: give each once.")
     out, data = Path(out), Development(open_at)
     data(start[1]) # settles which slices these are
@@ -102,16 +100,15 @@ def plot_repeats(scores: pd.DataFrame, # from `repeat`
     means = scores.groupby(["which", "seed"])["dice"].mean().unstack(0)
     fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.5), width_ratios=(1, 1.4), layout="constrained")
     left.plot((0, 1), means[["start", "best"]].T, "o-", color=BLUE, lw=.8, ms=5)
-    left.set(xticks=(0, 1), xlim=(-.4, 1.4), ylabel="Dice, mean per slice", title="A line a seed")
-    left.set_xticklabels(("start", "best found"))
+    left.set_xticks((0, 1), ("start", "best found"))
+    left.set(xlim=(-.4, 1.4), ylabel="Dice, mean per slice", title="A line a seed")
     right.axvline(0, color="black", lw=.8)
     right.plot((facts["ci_low"], facts["ci_high"]), (1, 1), color=BLUE, lw=3)
     right.plot(facts["difference"], 1, "o", color=BLUE, ms=9)
     right.plot(list(facts["by_seed"].values()), [0] * len(facts["by_seed"]), "o", mfc="none", color=GREY)
-    right.set(yticks=(0, 1), ylim=(-.6, 1.6), xlabel="Dice of the best found minus Dice of the start",
-              title=f"95 % interval over {facts['interval_over']}")
-    right.set_yticklabels(("each seed", "all"))
+    right.set_yticks((0, 1), ("each seed", "all"))
     reach = 1.15 * max(map(abs, (facts["ci_low"], facts["ci_high"], *facts["by_seed"].values(), .01)))
-    right.set_xlim(-reach, reach)
+    right.set(xlim=(-reach, reach), ylim=(-.6, 1.6), xlabel="Dice of the best found minus Dice of the start",
+              title=f"95 % interval over {facts['interval_over']}")
     plt.close(fig) # the caller shows it, once
     return fig

@@ -14,8 +14,8 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,9 +83,7 @@ def open_storage(storage: str | None, # a database URL, or None
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{path}.lock")
         with lock:
-            database = sqlite3.connect(path, timeout=60)
-            try: database.execute("PRAGMA journal_mode=WAL")
-            finally: database.close()
+            with closing(sqlite3.connect(path, timeout=60)) as database: database.execute("PRAGMA journal_mode=WAL")
             return RDBStorage(str(url), engine_kwargs={"connect_args": {"timeout": 60}}), lock
     except Exception as error: # every database driver has errors of its own
         raise InputError(f"{shown}: cannot be opened ({str(error).splitlines()[0]}). Check the storage.") from None
@@ -125,7 +123,7 @@ class Stage:
     name: str # "cheap" or "full"
     study: "Study" # optuna's
     space: Space # that is searched
-    lock: AbstractContextManager = field(default_factory=nullcontext) # from `open_storage`
+    lock: AbstractContextManager # from `open_storage`
 
     def trials(self) -> list["FrozenTrial"]: return self.study.get_trials(deepcopy=False)
 
@@ -149,20 +147,20 @@ class Stage:
             before = [other.user_attrs.get("key") for other in self.trials() if other.number < trial.number]
             trial.set_user_attr("worker", worker)
             trial.set_user_attr("seen", time.time())
-            drawn = not key and self.name == "full" # what waited for us has been taken by another process
-            if not drawn and (not key or key not in before): return trial
+            is_draw = not key and self.name == "full" # what waited for us has been taken by another process
+            if not is_draw and (not key or key not in before): return trial
             trial.set_user_attr("ended", "twice")
             self.study.tell(trial, state=TrialState.FAIL)
-            if drawn: return None
+            if is_draw: return None
 
     def revive(self) -> None:
         "Enqueue again what died with its process, three times at most, and what was stopped because a budget was over."
         from optuna.trial import TrialState
         for trial in self.trials():
-            facts, stopped, dead = trial.user_attrs, how_it_ended(trial) == "stopped", False
-            if trial.state == TrialState.RUNNING:
-                dead = not is_alive(facts.get("worker", {}), facts.get("seen", trial.datetime_start.timestamp()))
-            if not stopped and not dead: continue
+            facts, state = trial.user_attrs, how_it_ended(trial)
+            dead = state == "running" and not is_alive(facts.get("worker", {}),
+                                                       facts.get("seen", trial.datetime_start.timestamp()))
+            if state != "stopped" and not dead: continue
             attempt = facts.get("attempt", 1) + dead
             if attempt <= 3: self.enqueue(f"again/{trial.number}", attempt=attempt, **_inherited(trial))
             if dead:
@@ -199,8 +197,7 @@ def open_stages(out: Path, # folder of the search
                 if known is None: study.set_user_attr("search", facts)
                 elif known != facts:
                     other = ", ".join(key for key in facts if known.get(key) != facts[key])
-                    raise InputError(f"{storage or out}: holds a search with another {other}. "
-                                     "Choose another folder or storage.")
+                    raise InputError(f"{storage or out}: holds a search with another {other}. Choose another folder.")
     return stages
 
 # %% ../../nbs/tuning/01_study.ipynb #9ed99cfd

@@ -7,6 +7,7 @@ __all__ = ['Development', 'dice_at', 'cheap_settings', 'best_of', 'tune']
 
 # %% ../../nbs/tuning/03_tune.ipynb #e134613c
 import gc
+import math
 import shutil
 import sys
 import time
@@ -35,23 +36,20 @@ from .trials import plot_trials
 
 # %% ../../nbs/tuning/03_tune.ipynb #500f9672
 class Development:
-    """The train and valid slices of a data set at any size. Which slices these are is settled at the first call;
-    test is never read."""
+    "The train and valid slices of a data set at any size, the same ones as at the first call; test is never read."
     def __init__(self,
                  open_at: Callable[[int], Slices], # opens the data at a size in pixels, split
                  ):
-        self._open_at, self._opened = open_at, {}
-        self._split: dict[str, str] | None = None
+        self._open_at, self._opened, self._split = open_at, {}, None
     def __call__(self,
                  size: int, # side of the slices, pixels
                  ) -> Slices: # those of train and valid
         if size not in self._opened:
             slices = self._open_at(size)
-            if self._split is None: self._split = dict(zip(slices.table["name"], slices.table["split"]))
-            if list(slices.table["name"]) != list(self._split):
+            if self._split is None: self._split = slices.table.set_index("name")["split"]
+            if list(slices.table["name"]) != list(self._split.index):
                 raise InputError(f"At {size} px the data has other slices than before. Open the same data.")
-            split = slices.table["name"].map(self._split).astype(object)
-            self._opened[size] = slices.assign(split=split)[split.isin(("train", "valid"))]
+            self._opened[size] = slices.assign(split=self._split.to_numpy())[self._split.isin(("train", "valid"))]
         return self._opened[size]
 
 # %% ../../nbs/tuning/03_tune.ipynb #a57ece1e
@@ -59,8 +57,7 @@ def dice_at(maps: np.ndarray, # float32 (N, s, s), probability maps at a model's
             masks: np.ndarray, # uint8 (N, S, S) of 0 and 1, the masks at the size to compare at
             threshold: float, # a pixel is tumour where its probability is above this
             ) -> np.ndarray: # float32 (N,), 0..1
-    """Dice of each slice at the size of the masks; the maps are interpolated (bilinear).
-    Both empty: 1; only one of them empty: 0."""
+    "Dice of each slice at the size of the masks, maps interpolated (bilinear). Both empty: 1; only one of them: 0."
     scores = []
     for first in range(0, len(maps), 64):
         truth, predicted = torch.from_numpy(np.array(masks[first:first + 64])), torch.from_numpy(maps[first:first + 64])
@@ -76,11 +73,9 @@ def cheap_settings(config: Config, # of the full stage
     "A quarter of the epochs (three at least) on slices of half the side (32 px at least): a sixteenth of the time."
     return replace(config, epochs=min(config.epochs, max(3, config.epochs // 4))), min(size, max(32, size // 2))
 
-class _TimeOver(Exception): "The budget ended in the middle of a trial."
-
 def _train(trial, stage: Stage, folder: Path, config: Config, size: int, reference: Slices, data: Development,
-           over: Callable[[], bool]) -> float:
-    "Train one trial, or go on with it; its validation Dice at the size of `reference`, of the weights that are kept."
+           over: Callable[[], bool]) -> float | None:
+    "Train a trial, or go on; validation Dice of the kept weights at the size of `reference`, None where time is over."
     from optuna import TrialPruned
     facts, stopped, signed, reported = trial.user_attrs, False, time.time(), 0
     scores: list[float] = list(facts.get("scores", [])) # of the epochs before this process
@@ -106,7 +101,7 @@ def _train(trial, stage: Stage, folder: Path, config: Config, size: int, referen
     before = folder.with_name(f"{stage.name}-{facts.get('before', -1):04d}")
     if before.exists() and not folder.exists(): before.rename(folder)
     train(data(size), folder, config, on_epoch=on_epoch, should_stop=should_stop)
-    if stopped: raise _TimeOver
+    if stopped: return None
     if same_size: return float(Run(folder).history["valid_dice"].max())
     segmenter = Run(folder).segmenter()
     return score(segmenter.network, segmenter.info)
@@ -117,16 +112,16 @@ class _Search:
     def __init__(self, open_at, out, storage, space, start, size, seed):
         self.out, self.space, self.start, self.size, self.data = Path(out), space, start, size, Development(open_at)
         whole = self.data(size)
-        for split in ("train", "valid"): whole.in_split(split) # says which one is missing
-        self.settings = {"cheap": cheap_settings(start, size), "full": (start, size)}
-        self.reference = {name: self.data(pixels).in_split("valid") for name, (_, pixels) in self.settings.items()}
+        whole.rows_of("train") # says so where it is missing, as the next lines do for "valid"
+        settings = {"cheap": cheap_settings(start, size), "full": (start, size)}
+        self.reference = {name: self.data(pixels).in_split("valid") for name, (_, pixels) in settings.items()}
         self.own = params_of(start, size, space)
         if not inside(self.own, space): self.own = {}
         facts = dict(space=space_to_json(space), start=asdict(start), size=size, seed=seed, data=whole.fingerprint())
         self.out.mkdir(parents=True, exist_ok=True)
-        epochs = {name: config.epochs for name, (config, _) in self.settings.items()}
+        epochs = {name: config.epochs for name, (config, _) in settings.items()}
         self.stages = open_stages(self.out, storage, space, seed, epochs, facts)
-        self.failures: list[str] = []
+        self.failures = 0 # in a row
 
     def configuration(self, stage: Stage, trial) -> tuple[Config, int]:
         "The start's own settings, or those of the draw; in the cheap stage with fewer epochs and pixels."
@@ -142,43 +137,44 @@ def _run_trial(search: _Search, stage: Stage, trial, over: Callable[[], bool]) -
     from optuna import TrialPruned
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
-    folder = search.out / "trials" / f"{stage.name}-{trial.number:04d}"
-    begun, value, state, ended = time.time(), None, TrialState.COMPLETE, ""
+    folder = search.out / f"trials/{stage.name}-{trial.number:04d}"
+    begun, value, ended = time.time(), None, ""
     try:
         config, size = search.configuration(stage, trial)
         value = _train(trial, stage, folder, config, size, search.reference[stage.name], search.data, over)
-    except TrialPruned: state, ended = TrialState.PRUNED, "pruned"
-    except _TimeOver: state, ended = TrialState.PRUNED, "stopped"
+        if value is None: ended = "stopped"
+    except TrialPruned: ended = "pruned"
     except UpdateFinishedTrialError: return # it was silent for so long that another process has taken it
     except Exception as error:
-        state, ended = TrialState.FAIL, "failed"
+        ended = "failed"
         trial.set_user_attr("error", f"{type(error).__name__}: {str(error)[:300]}")
     try:
         trial.set_user_attr("seconds", round(time.time() - begun, 1))
-        if ended: trial.set_user_attr("ended", ended)
-        stage.study.tell(trial, value, state)
+        trial.set_user_attr("ended", ended)
+        states = {"": TrialState.COMPLETE, "failed": TrialState.FAIL}
+        stage.study.tell(trial, value, states.get(ended, TrialState.PRUNED))
     except (UpdateFinishedTrialError, ValueError): return
     if ended != "stopped": shutil.rmtree(folder / "last", ignore_errors=True)
     if ended != "stopped" and stage.name == "cheap": (folder / "model.safetensors").unlink(missing_ok=True)
-    search.failures = [*search.failures, trial.user_attrs["error"]] if ended == "failed" else []
+    search.failures = search.failures + 1 if ended == "failed" else 0
     if torch.cuda.is_available(): # after an out-of-memory error the next trial needs the room
         gc.collect()
         torch.cuda.empty_cache()
-    name = f"{stage.name} trial {trial.number}" + " (the start)" * bool(trial.user_attrs.get("start"))
+    name = f"{stage.name} trial {trial.number}" + " (the start)" * trial.user_attrs.get("start", False)
     tqdm.write(f"{name}: {ended if value is None else f'{value:.3f}'}", file=sys.stderr)
-    if len(search.failures) >= 5:
-        raise InputError(f"The last 5 trials failed, the last one with {search.failures[-1].rstrip('.')}. "
+    if search.failures >= 5:
+        raise InputError(f"The last 5 trials failed, the last one with {trial.user_attrs['error'].rstrip('.')}. "
                          "Mend that, and start the search again.")
 
 # %% ../../nbs/tuning/03_tune.ipynb #e86d30a4
-def _next_stage(search: _Search, trials: int | None, handed_over: bool) -> Stage | None:
+def _next_stage(search: _Search, trials: int | None) -> Stage | None:
     "The stage that the next trial belongs to, with what has to be run waiting in it; None where nothing is left to do."
     cheap, full = search.stages["cheap"], search.stages["full"]
     waiting = lambda stage: any(how_it_ended(trial) == "waiting" for trial in stage.trials())
     for stage in (cheap, full):
         stage.enqueue("start", search.own, start=True)
         stage.revive()
-    for_full = max(2, round((trials or 0) / 4))
+    for_full, handed_over = max(2, round((trials or 0) / 4)), cheap.study.user_attrs.get("handed_over")
     if not handed_over and (trials is None or waiting(cheap) or len(cheap.counted()) < trials - for_full): return cheap
     if waiting(full): return full
     begun = {trial.user_attrs.get("of") for trial in full.trials()}
@@ -194,12 +190,11 @@ def best_of(table: pd.DataFrame, # of `trials_table`
             ) -> dict: # trial (None where none of the full stage came to its end), valid_dice, start_valid_dice, better
     "The best trial of the full stage and the start's own score there."
     done = table[(table["stage"] == "full") & (table["state"] == "complete")] if len(table) else table
-    start = done.loc[done["start"], "valid_dice"] if len(done) else []
     if not len(done): return dict(trial=None, valid_dice=None, start_valid_dice=None, better=False)
+    start = done.loc[done["start"], "valid_dice"].tolist()
     best = done.sort_values(["valid_dice", "start"], ascending=False).iloc[0] # where two are equal, the start
     return dict(trial=int(best["trial"]), valid_dice=float(best["valid_dice"]),
-                start_valid_dice=float(start.iloc[0]) if len(start) else None,
-                better=bool(len(start) and best["valid_dice"] > start.iloc[0]))
+                start_valid_dice=start[0] if start else None, better=bool(start and not best["start"]))
 
 def _write(search: _Search, pictures: bool = False) -> dict:
     "trials.csv and best.json as things stand, and the pictures."
@@ -209,8 +204,8 @@ def _write(search: _Search, pictures: bool = False) -> dict:
     if best["trial"] is not None:
         trial = search.stages["full"].trials()[best["trial"]]
         if not trial.user_attrs.get("start"): config, size = apply_params(trial.params, config, size)
-    facts = {**best, "size": size, "config": asdict(config), "split": "valid",
-             "empty_rule": "both empty 1, one empty 0"}
+    rule = "both empty 1, one empty 0"
+    facts = {**best, "size": size, "config": asdict(config), "split": "valid", "empty_rule": rule}
     save_table(search.out / "trials.csv", table)
     save_json(search.out / "best.json", facts)
     if pictures:
@@ -228,32 +223,25 @@ def tune(open_at: Callable[[int], Slices], # opens the data at a size in pixels,
          size: int = 128, # of the slices, where the space does not have it; every trial is scored at this size
          seed: int = 0, # of the draws
          ) -> dict: # what is in best.json
-    """Search for a configuration with a better validation Dice than `start`: the mean over slices, of which one with
-    both masks empty counts 1 and one with only one of them empty 0.
+    """Search for a better validation Dice than that of `start`: mean over slices; both masks empty 1, one of them 0.
 
-    Writes OUT/best.json (for `load_config`), trials.csv, the pictures of `plot_trials`, and a run folder a trial in
-    OUT/trials. Started again, it goes on where it was stopped or killed. UsageError before anything is trained where
-    the space or the budget makes no sense.
+    Writes OUT/best.json (for `load_config`), trials.csv, the pictures of `plot_trials`, and the runs in OUT/trials.
+    Started again, it goes on where it was stopped or killed. UsageError where space or budget make no sense.
     """
     check_space(space, start)
-    if trials is None and seconds is None:
-        raise UsageError("A search needs a budget: give a number of trials, or seconds.")
-    if trials is not None and trials < 4:
-        raise UsageError(f"trials is {trials}: give 4 or more, the start and another one in two stages.")
+    if trials is None and seconds is None: raise UsageError("A search needs a budget: give trials or seconds.")
+    if trials is not None and trials < 4: raise UsageError(f"trials is {trials}: give 4 or more, two for each stage.")
     if seconds is not None and not seconds > 0: raise UsageError(f"seconds is {seconds}: give more than 0.")
-    if storage and "://" not in storage:
-        raise UsageError(f"{storage}: is no database URL. For a file give sqlite:///{storage}.")
+    if storage and "://" not in storage: raise UsageError(f"{storage}: is no database URL. Try sqlite:///{storage}.")
     search = _Search(open_at, out, storage, space, start, size, seed)
     begun = time.monotonic() # what is read for the first time does not count
-    used = lambda: 0 if seconds is None else (time.monotonic() - begun) / seconds
+    used = lambda: (time.monotonic() - begun) / (seconds or math.inf) # share of the time
     cheap = search.stages["cheap"]
     with at_work(search.out / ".workers") as worker:
         while used() < 1:
             with cheap.lock:
-                handed_over = bool(cheap.study.user_attrs.get("handed_over"))
-                if used() > .5 and not handed_over:
-                    cheap.study.set_user_attr("handed_over", handed_over := True)
-                stage = _next_stage(search, trials, handed_over)
+                if used() > .5: cheap.study.set_user_attr("handed_over", True) # for good, also in the next call
+                stage = _next_stage(search, trials)
                 trial = stage.take(worker) if stage else None
             if stage is None: break
             if trial is None: continue
