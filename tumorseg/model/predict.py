@@ -6,6 +6,7 @@
 __all__ = ['Segmenter', 'predict_files']
 
 # %% ../../nbs/model/04_predict.ipynb #088b40c6
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +49,7 @@ class Segmenter:
         image = image[None] if image.ndim == 2 else image
         if len(image) != self.channels:
             raise InputError(f"The picture has {len(image)} channels, the model was trained on {self.channels}.")
-        square = to_square(image, self.info.size)
-        probability = self.slices(square[None])[0]
+        probability = self.slices(to_square(image, self.info.size)[None])[0]
         return from_square(probability, *image.shape[1:])
 
     def mask(self,
@@ -65,11 +65,9 @@ def predict_files(segmenter: Segmenter, # the model
                   ) -> tuple[list[dict], list[str]]: # a row a file: file, mask, tumour_share, highest; and the problems
     "Write NAME_mask.png (0 and 255, of the file's size) and NAME_overlay.png for each file."
     files, out = list(map(Path, files)), Path(out)
-    stems = [file.stem for file in files]
-    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    twice = sorted(stem for stem, count in Counter(file.stem for file in files).items() if count > 1)
     if twice:
-        raise UsageError(f"Several files are called {', '.join(twice[:5])}: their masks would overwrite each other. "
-                         "Rename them or predict one folder at a time.")
+        raise UsageError(f"Several files are called {', '.join(twice[:5])}: predict one folder at a time.")
     done, problems = [], []
     for file in progress_bar(files, desc="predicting", unit="file"):
         try:

@@ -76,11 +76,10 @@ class _RunFiles(os.PathLike):
     def __init__(self,
                  path: "str | Path | Run", # the folder; nothing is read yet
                  ):
-        self.path = Path(path)
-        self.name = self.path.name
+        self.path, self.name = Path(path), Path(path).name
 
-    def __fspath__(self) -> str: return str(self.path)
     def __str__(self) -> str: return str(self.path)
+    __fspath__ = __str__
     def __repr__(self) -> str: return f"Run('{self.path}')"
     def __truediv__(self, name: str) -> Path: return self.path / name
 

@@ -31,7 +31,7 @@ from ..model.checkpoint import save_model, save_training
 from ..model.inference import ModelInfo, best_device, best_precision, measure_normalisation
 from ..model.unet import UNet
 from .config import Config
-from .curves import _report
+from .curves import show_epoch
 from .loop import Loop, epoch_batches, learning_rate, validate
 from .run import Run, start_run
 
@@ -80,8 +80,8 @@ class _Training:
         self.slices, self.run, self.config, self.network = slices, run, config, network
         self.rows, self.valid_rows = slices.rows_of("train"), slices.rows_of("valid")
         self.tumour = slices.areas[self.rows] > 0
-        some = slices.images[self.rows[::max(1, len(self.rows) // 1000)]]
-        self.info = ModelInfo(slices.images.shape[-1], *measure_normalisation(some))
+        sample = slices.images[self.rows[::max(1, len(self.rows) // 1000)]]
+        self.info = ModelInfo(slices.images.shape[-1], *measure_normalisation(sample))
         self.loop = Loop(slices, self.info, config, network, accelerator, run / "last/training.safetensors")
         self.place, self.main = self.loop.place, accelerator.is_main_process
         self.history = self.place["history"] # a row for each finished epoch
@@ -163,7 +163,7 @@ def _fit(training: _Training, accelerator: Accelerator,
             if not training.main: continue
             accelerator.log({name: value for name, value in history[-1].items() if name != "epoch"}, step=len(history))
             if on_epoch: on_epoch(history, training.loop.average, training.best_info)
-            else: _report(progress, history, config.epochs)
+            else: show_epoch(progress, history, config.epochs)
     progress.close()
     if asked.is_set():
         raise KeyboardInterrupt(f"{run}: stopped after step {training.place['step']}, and everything is kept. "
@@ -185,9 +185,7 @@ def _accelerator(run: Path, config: Config, tracker: str) -> Accelerator:
     # Slices of one size: the fastest kernels are worth a search
     if accelerator.device.type == "cuda": torch.backends.cudnn.benchmark = True
     if tracker:
-        settings = {name: value if isinstance(value, (int, float)) else str(value)
-                    for name, value in asdict(config).items()}
-        accelerator.init_trackers("tumorseg", settings)
+        accelerator.init_trackers("tumorseg", {**asdict(config), "degrees": str(config.degrees)}) # numbers or text only
     return accelerator
 
 # %% ../../nbs/training/05_train.ipynb #b0ae6693

@@ -98,8 +98,7 @@ def check_space(space: Space, # to be searched
                 start: Config = Config(), # the configuration that a search starts from
                 ) -> None:
     "UsageError where a name is wrong, a value of a wrong type or outside its limits, or a bound the wrong way round."
-    if not isinstance(space, dict) or not space:
-        raise UsageError("The search space is empty: name at least one setting.")
+    if not isinstance(space, dict) or not space: raise UsageError("The search space has no setting: name one.")
     ends = {} # of pairs, as close as they can be drawn
     try:
         for name, values in space.items():
