@@ -47,8 +47,7 @@ def load_model(path: str | Path, # written by `save_model`
                network: nn.Module | None = None, # a fresh network of the same kind, where it is not a `UNet`
                ) -> tuple[nn.Module, ModelInfo]: # in evaluation mode, on the CPU
     "Read a model; InputError where the file is missing, damaged, or of another architecture."
-    path = Path(path)
-    tensors, facts = _unpack(path)
+    tensors, facts = _unpack(Path(path))
     try:
         architecture, info = dict(facts["architecture"]), facts["info"]
         name = architecture.pop("name")

@@ -35,10 +35,9 @@ class Segmenter:
                images: np.ndarray, # uint8 (N, C, size, size), already of the model's size
                ) -> np.ndarray: # float32 (N, size, size), 0..1
         "Probability maps of slices from `open_data`. InputError where they are of another size or number of channels."
-        size = self.info.size
-        if images.shape[1:] != (self.channels, size, size):
-            raise InputError(f"The slices are {images.shape[1:]} (channels, height, width), the model was trained on "
-                             f"{(self.channels, size, size)}. Open the data at size {size}.")
+        shape = (self.channels, self.info.size, self.info.size)
+        if images.shape[1:] != shape:
+            raise InputError(f"The model takes slices {shape}, not {images.shape[1:]}: open data of size {shape[-1]}.")
         return probabilities(self.network, images, self.info)
 
     def __call__(self,
@@ -76,9 +75,9 @@ def predict_files(segmenter: Segmenter, # the model
         except InputError as error:
             problems += error.problems
             continue
-        mask, written = probability > segmenter.info.threshold, out / f"{file.stem}_mask.png"
-        write_whole(written, to_png(mask.astype(np.uint8) * np.uint8(255)))
+        mask, path = probability > segmenter.info.threshold, out / f"{file.stem}_mask.png"
+        write_whole(path, to_png(mask.astype(np.uint8) * np.uint8(255)))
         write_whole(out / f"{file.stem}_overlay.png", to_png(overlay(image, mask)))
-        done.append(dict(file=str(file), mask=str(written), tumour_share=float(mask.mean()),
-                         highest=float(probability.max())))
+        highest = float(probability.max())
+        done.append(dict(file=str(file), mask=str(path), tumour_share=float(mask.mean()), highest=highest))
     return done, problems

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 Padding = Literal["same", "valid"]
 
 class DoubleConv(nn.Sequential):
-    """(3x3 convolution, batch normalisation if padded, ReLU) twice: (B,cin,H,W) to (B,cout,H,W).
-    With padding="valid" to (B,cout,H-4,W-4)."""
+    "(3x3 convolution, batch normalisation, ReLU) twice: (B,cin,H,W) to (B,cout,H,W); 4 less in H and W if not padded."
     def __init__(self,
         cin: int, # channels that come in
         cout: int, # channels that go out
@@ -53,8 +52,7 @@ def _join(skip: Tensor, x: Tensor) -> Tensor:
     return torch.cat([_crop(skip, h, w), _crop(x, h, w)], dim=1)
 
 class Up(nn.Module):
-    """Transposed 2x2 convolution, the skip connection concatenated, then DoubleConv: (B,cin,H,W) and its skip
-    (B,cout,H',W') to (B,cout,H',W') if padded."""
+    "Transposed 2x2 convolution, skip connection, DoubleConv: (B,cin,H,W) and (B,cout,H',W') to its shape if padded."
     def __init__(self,
         cin: int, # channels that come from below
         cout: int, # channels of the skip, and those that go out
@@ -96,7 +94,7 @@ def _check_tiles(height: int, width: int, depth: int) -> None:
 
 # %% ../../nbs/model/00_unet.ipynb #b7d40c1e
 class UNet(nn.Module):
-    """The U-Net of arXiv 1505.04597 with one logit a pixel: float (B,channels,H,W) to (B,1,H,W), any H and W. The paper's
+    """The U-Net of arXiv 1505.04597, one logit a pixel: float (B,channels,H,W) to (B,1,H,W), any H and W. The paper's
     has padding="valid" and width 64: smaller output, no batch normalisation, ValueError for sizes that do not tile."""
     def __init__(self,
         channels: int = 1, # of the picture: 1 is grey
@@ -108,8 +106,7 @@ class UNet(nn.Module):
         if padding not in ("same", "valid"): raise ValueError(f'padding is "same" or "valid", not {padding!r}.')
         if min(channels, width, depth) < 1:
             raise ValueError(f"channels, width and depth are at least 1, not {channels}, {width}, {depth}.")
-        # UNet(**settings) builds it again
-        self.settings = dict(channels=channels, width=width, depth=depth, padding=padding)
+        self.settings = dict(channels=channels, width=width, depth=depth, padding=padding) # UNet(**settings): the same
         widths = list(pairwise(width * 2 ** level for level in range(depth + 1)))
         self.first = DoubleConv(channels, width, padding)
         self.downs = nn.ModuleList(Down(fine, coarse, padding) for fine, coarse in widths)
@@ -120,8 +117,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         channels, depth = self.settings["channels"], self.settings["depth"]
         if x.ndim != 4 or x.shape[1] != channels:
-            shape = ",".join(map(str, x.shape))
-            raise ValueError(f"This U-Net takes pictures of shape (B,{channels},H,W), not ({shape}).")
+            raise ValueError(f"This U-Net takes pictures of shape (B, {channels}, H, W), not {tuple(x.shape)}.")
         if self.settings["padding"] == "valid": _check_tiles(*x.shape[-2:], depth)
         maps = [self.first(x)]
         for down in self.downs: maps.append(down(maps[-1]))

@@ -77,8 +77,7 @@ def validate(network: nn.Module, # maps (B, C, H, W) to logits (B, 1, H, W)
 
 # %% ../../nbs/training/02_loop.ipynb #d8e7340b
 def _slices_on(device: torch.device, slices: Slices) -> Callable[[np.ndarray], tuple[Tensor, Tensor]]:
-    """A function from row numbers to images uint8 (B, C, H, W) and masks (B, H, W) on the device. Where the whole set
-    fits into half of a GPU's free memory it is moved there once."""
+    "From rows to uint8 (B,C,H,W) and (B,H,W) on the device. What fits into half of a GPU's memory is moved there once."
     arrays = slices.images, slices.masks
     on_gpu = device.type == "cuda" and sum(array.nbytes for array in arrays) < torch.cuda.mem_get_info(device)[0] / 2
     if on_gpu: arrays = [torch.from_numpy(np.array(array)).to(device) for array in arrays]

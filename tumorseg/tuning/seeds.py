@@ -29,14 +29,12 @@ def paired_difference(scores: pd.DataFrame, # from `repeat`: which ("best", "sta
     """Mean Dice of `best` minus that of `start` with its 95 % interval over patients (slices, where unknown) and seeds;
     `better` where all of it is above 0. UsageError where the two have not scored the same slices with the same seeds.
 
-    Keys: difference, ci_low, ci_high, best, start, by_seed, n_slices, n_seeds, n_patients, interval_over, better.
-    """
+    Keys: difference, ci_low, ci_high, best, start, by_seed, n_slices, n_patients, n_seeds, interval_over, better."""
     wide = scores.pivot_table("dice", ["seed", "name"], "which").reindex(columns=["best", "start"]).unstack()
     if wide.empty or wide.isna().any(axis=None):
         raise UsageError("The difference needs both configurations, with the same seeds on the same slices.")
-    differences = wide["best"] - wide["start"]
-    delta = differences.to_numpy() # (seeds, slices)
-    patients = scores.drop_duplicates("name").set_index("name")["patient"].fillna("")[differences.columns]
+    delta = (wide["best"] - wide["start"]).to_numpy() # (seeds, slices)
+    patients = scores.drop_duplicates("name").set_index("name")["patient"].fillna("")[wide["best"].columns]
     groups, over = interval_groups(patients)
     _, group = np.unique(groups, return_inverse=True)
     sums = np.stack([np.bincount(group, row) for row in delta]) # (seeds, patients)
@@ -49,8 +47,7 @@ def paired_difference(scores: pd.DataFrame, # from `repeat`: which ("best", "sta
     return dict(difference=float(delta.mean()), ci_low=float(low), ci_high=float(high),
                 best=float(wide["best"].to_numpy().mean()), start=float(wide["start"].to_numpy().mean()),
                 by_seed={int(seed): float(row.mean()) for seed, row in zip(wide.index, delta)},
-                n_slices=delta.shape[1], n_seeds=len(delta),
-                n_patients=patients.nunique() if (patients != "").all() else None,
+                n_slices=delta.shape[1], n_patients=patients.nunique() if all(patients) else None, n_seeds=len(delta),
                 interval_over=over + (" and seeds" if len(delta) > 1 else ""), better=bool(low > 0))
 
 # %% ../../nbs/tuning/04_seeds.ipynb #708a24d4

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from ..pictures import BLUE, ORANGE, SKY_BLUE, VERMILION
-from .space import SPACE, Space, distributions, inside
+from .space import SPACE, Space, distributions, is_inside
 from .study import quiet_optuna
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def study_of(table: pd.DataFrame, # of trials.csv
     with quiet_optuna(): study = optuna.create_study(direction="maximize", study_name=f"the {stage} stage")
     for row in table[table["stage"] == stage].to_dict("records"):
         ended = row["state"] in ("complete", "pruned") and pd.notna(row["valid_dice"])
-        known = kinds if ended and inside(row, space) else {}
+        known = kinds if ended and is_inside(row, space) else {}
         # There and back: whole numbers may have become floats in the CSV file
         params = {name: kind.to_external_repr(kind.to_internal_repr(row[name])) for name, kind in known.items()}
         study.add_trial(create_trial(state=TrialState[row["state"].upper()] if ended else TrialState.FAIL,
@@ -45,7 +45,7 @@ def study_of(table: pd.DataFrame, # of trials.csv
 _FEW = 12 # trials; with fewer nothing is said about what matters
 _SIDE_BY_SIDE = 6 # settings that can still be read
 
-def _drawn(plot: Callable, studies: "Study | list[Study]", size: tuple[float, float], title: str, **settings) -> Figure:
+def _plot(plot: Callable, studies: "Study | list[Study]", size: tuple[float, float], title: str, **settings) -> Figure:
     "One of Optuna's pictures, in inches, under our title."
     with plt.rc_context({"figure.figsize": size, "figure.constrained_layout.use": True}):
         figure = np.ravel(plot(studies, target_name="validation Dice", **settings))[0].figure
@@ -72,8 +72,8 @@ def plot_trials(table: pd.DataFrame, # of trials.csv
     with quiet_optuna():
         if ended(cheap):
             both = [study for study in (cheap, full) if ended(study)]
-            figures["history"] = _drawn(draw.plot_optimization_history, both, (9, 3),
-                                        "The course of the search; trial 0 is the start")
+            figures["history"] = _plot(draw.plot_optimization_history, both, (9, 3),
+                                       "The course of the search; trial 0 is the start")
             ax = figures["history"].axes[0]
             for points, line, colours in zip(ax.collections[::2], ax.lines, ((SKY_BLUE, BLUE), (ORANGE, VERMILION))):
                 points.set_color(colours[0])
@@ -82,11 +82,11 @@ def plot_trials(table: pd.DataFrame, # of trials.csv
         if usable(counted) >= _FEW:
             evaluator = PedAnovaImportanceEvaluator(target_quantile=.25)
             names = list(get_param_importances(counted, evaluator=evaluator))
-            figures["importance"] = _drawn(draw.plot_param_importances, counted, (7, 3.4),
-                                           "What matters in the cheap stage (PED-ANOVA)", evaluator=evaluator)
+            figures["importance"] = _plot(draw.plot_param_importances, counted, (7, 3.4),
+                                          "What matters in the cheap stage (PED-ANOVA)", evaluator=evaluator)
         if usable(cheap) > 1:
-            figures["slices"] = _drawn(draw.plot_slice, cheap, (4, 2.6), params=names[:_SIDE_BY_SIDE],
-                                       title="Each setting alone, cheap stage; later trials are darker")
-            figures["parallel"] = _drawn(draw.plot_parallel_coordinate, cheap, (10, 3.4), params=names[:_SIDE_BY_SIDE],
-                                         title="Trained to their end, cheap stage; better ones are darker")
+            figures["slices"] = _plot(draw.plot_slice, cheap, (4, 2.6), params=names[:_SIDE_BY_SIDE],
+                                      title="Each setting alone, cheap stage; later trials are darker")
+            figures["parallel"] = _plot(draw.plot_parallel_coordinate, cheap, (10, 3.4), params=names[:_SIDE_BY_SIDE],
+                                        title="All that were trained to their end, cheap stage; better ones are darker")
     return figures

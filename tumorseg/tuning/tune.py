@@ -30,7 +30,7 @@ from ..pictures import save_figure
 from ..training.config import Config
 from ..training.run import Run
 from ..training.train import train
-from .space import SPACE, Space, apply_params, check_space, draw, inside, params_of, space_to_json
+from .space import SPACE, Space, apply_params, check_space, draw, is_inside, params_of, space_to_json
 from .study import Stage, at_work, how_it_ended, open_stages, trials_table
 from .trials import plot_trials
 
@@ -113,10 +113,9 @@ class _Search:
         whole.rows_of("train") # says so where it is missing, as the next lines do for "valid"
         settings = {"cheap": _cheap_settings(start, size), "full": (start, size)}
         self.reference = {name: self.data(pixels).in_split("valid") for name, (_, pixels) in settings.items()}
-        self.own = params_of(start, size, space)
-        if not inside(self.own, space): self.own = {}
+        self.start_params = params_of(start, size, space)
+        if not is_inside(self.start_params, space): self.start_params = {}
         facts = dict(space=space_to_json(space), start=asdict(start), size=size, seed=seed, data=whole.fingerprint())
-        self.out.mkdir(parents=True, exist_ok=True)
         epochs = {name: config.epochs for name, (config, _) in settings.items()}
         self.stages = open_stages(self.out, storage, space, seed, epochs, facts)
         self.failures = 0 # in a row
@@ -124,7 +123,7 @@ class _Search:
     def configuration(self, stage: Stage, trial) -> tuple[Config, int]:
         "The start's own settings, or those of the draw; in the cheap stage with fewer epochs and pixels."
         is_start = bool(trial.user_attrs.get("start"))
-        params = draw(trial, self.space) if self.own or not is_start else {}
+        params = draw(trial, self.space) if self.start_params or not is_start else {}
         config, size = (self.start, self.size) if is_start else apply_params(params, self.start, self.size)
         trial.set_user_attr("settings", params_of(config, size, self.space))
         return _cheap_settings(config, size) if stage.name == "cheap" else (config, size)
@@ -170,7 +169,7 @@ def _next_stage(search: _Search, trials: int | None) -> Stage | None:
     cheap, full = search.stages["cheap"], search.stages["full"]
     waiting = lambda stage: any(how_it_ended(trial) == "waiting" for trial in stage.trials())
     for stage in (cheap, full):
-        stage.enqueue("start", search.own, start=True)
+        stage.enqueue("start", search.start_params, start=True)
         stage.revive()
     for_full, handed_over = max(2, round((trials or 0) / 4)), cheap.study.user_attrs.get("handed_over")
     if not handed_over and (trials is None or waiting(cheap) or len(cheap.counted()) < trials - for_full): return cheap
@@ -224,8 +223,7 @@ def tune(open_at: Callable[[int], Slices], # opens the data at a size in pixels,
     """Search for a better validation Dice than that of `start`: mean over slices; both masks empty 1, one of them 0.
 
     Writes OUT/best.json (for `load_config`), trials.csv, the pictures of `plot_trials`, and the runs in OUT/trials.
-    Started again, it goes on where it was stopped or killed. UsageError where space or budget make no sense.
-    """
+    Started again, it goes on where it was stopped or killed. UsageError where space or budget make no sense."""
     check_space(space, start)
     if trials is None and seconds is None: raise UsageError("A search needs a budget: give trials or seconds.")
     if trials is not None and trials < 4: raise UsageError(f"trials is {trials}: give 4 or more, two for each stage.")
