@@ -33,8 +33,7 @@ def _unpack(path: Path) -> tuple[dict[str, Tensor], dict]:
     except FileNotFoundError:
         raise InputError(f"{path}: not found. Give the folder of a training that has finished an epoch.") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: not a file that tumorseg wrote, or damaged ({error}). "
-                         "Train again or copy it again.") from None
+        raise InputError(f"{path}: not written by tumorseg, or damaged ({error}). Train or copy it again.") from None
 
 def save_model(path: str | Path, # usually RUN/model.safetensors
                network: nn.Module, # a `UNet`, or a network of your own
@@ -48,15 +47,13 @@ def load_model(path: str | Path, # written by `save_model`
                network: nn.Module | None = None, # a fresh network of the same kind, where it is not a `UNet`
                ) -> tuple[nn.Module, ModelInfo]: # in evaluation mode, on the CPU
     "Read a model; InputError where the file is missing, damaged, or of another architecture."
-    path = Path(path)
-    tensors, facts = _unpack(path)
+    tensors, facts = _unpack(Path(path))
     try:
         architecture, info = dict(facts["architecture"]), facts["info"]
         name = architecture.pop("name")
         if network is None:
             if name != "UNet":
-                raise InputError(f"{path}: was trained with {name}, not with our U-Net. "
-                                 "Give a fresh one: load_model(path, network).")
+                raise InputError(f"{path}: was trained with {name}. Give a fresh one: load_model(path, network).")
             # Nobody's file may have us build a network that fills the memory
             if max(architecture["width"], architecture["channels"]) > 4096 or architecture["depth"] > 8:
                 raise ValueError("absurd architecture")
@@ -66,8 +63,8 @@ def load_model(path: str | Path, # written by `save_model`
         info = ModelInfo(int(info["size"]), mean, std, float(info["threshold"]))
     except InputError: raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: its weights do not fit its architecture ({str(error).splitlines()[0]}). "
-                         "Train again or give the right network.") from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: its weights do not fit its network ({reason}). Give the right one.") from None
     return network.eval(), info
 
 # %% ../../nbs/model/03_checkpoint.ipynb #0f7890e2
@@ -106,6 +103,6 @@ def load_training(path: str | Path, # written by `save_training`
             for name, value in values.items():
                 if value.shape == weight.shape: values[name] = torch.empty_like(weight).copy_(value)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: belongs to another network ({str(error).splitlines()[0]}). "
-                         "Train in a new folder.") from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: belongs to another network ({reason}). Train in a new folder.") from None
     return facts

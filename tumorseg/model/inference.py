@@ -55,8 +55,7 @@ def normalise(images: Tensor, # uint8 (B, C, H, W)
               info: ModelInfo, # with the mean and deviation
               ) -> Tensor: # float32 (B, C, H, W), about 0 with deviation 1
     "Grey values as the network wants them: (image - mean) / std, each channel by its own."
-    mean = torch.tensor(info.mean, device=images.device).view(1, -1, 1, 1)
-    std = torch.tensor(info.std, device=images.device).view(1, -1, 1, 1)
+    mean, std = (torch.tensor(found, device=images.device).view(1, -1, 1, 1) for found in (info.mean, info.std))
     return (images.float() - mean) / std
 
 # %% ../../nbs/model/02_inference.ipynb #28721533

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 def soft_dice_loss(logits: Tensor, # float (B, 1, H, W)
                    masks: Tensor, # 0/1 of any dtype, (B, 1, H, W)
                    ) -> Tensor: # float32 scalar, 0..1
-    """One minus the soft Dice of each slice, mean over the batch; smoothed by one pixel, so that empty masks have a
-    gradient."""
+    "One minus the soft Dice of each slice, mean over the batch; one pixel more, so that empty masks have a gradient."
     probability, masks = logits.float().sigmoid().flatten(1), masks.float().flatten(1)
     overlap = (probability * masks).sum(1)
     areas = probability.sum(1) + masks.sum(1)

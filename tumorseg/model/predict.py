@@ -6,6 +6,7 @@
 __all__ = ['Segmenter', 'predict_files']
 
 # %% ../../nbs/model/04_predict.ipynb #088b40c6
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,9 @@ class Segmenter:
                images: np.ndarray, # uint8 (N, C, size, size), already of the model's size
                ) -> np.ndarray: # float32 (N, size, size), 0..1
         "Probability maps of slices from `open_data`. InputError where they are of another size or number of channels."
-        size = self.info.size
-        if images.shape[1:] != (self.channels, size, size):
-            raise InputError(f"The slices are {images.shape[1:]} (channels, height, width), the model was trained on "
-                             f"{(self.channels, size, size)}. Open the data at size {size}.")
+        shape = (self.channels, self.info.size, self.info.size)
+        if images.shape[1:] != shape:
+            raise InputError(f"The model takes slices {shape}, not {images.shape[1:]}: open data of size {shape[-1]}.")
         return probabilities(self.network, images, self.info)
 
     def __call__(self,
@@ -48,8 +48,7 @@ class Segmenter:
         image = image[None] if image.ndim == 2 else image
         if len(image) != self.channels:
             raise InputError(f"The picture has {len(image)} channels, the model was trained on {self.channels}.")
-        square = to_square(image, self.info.size)
-        probability = self.slices(square[None])[0]
+        probability = self.slices(to_square(image, self.info.size)[None])[0]
         return from_square(probability, *image.shape[1:])
 
     def mask(self,
@@ -65,11 +64,9 @@ def predict_files(segmenter: Segmenter, # the model
                   ) -> tuple[list[dict], list[str]]: # a row a file: file, mask, tumour_share, highest; and the problems
     "Write NAME_mask.png (0 and 255, of the file's size) and NAME_overlay.png for each file."
     files, out = list(map(Path, files)), Path(out)
-    stems = [file.stem for file in files]
-    twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+    twice = sorted(stem for stem, count in Counter(file.stem for file in files).items() if count > 1)
     if twice:
-        raise UsageError(f"Several files are called {', '.join(twice[:5])}: their masks would overwrite each other. "
-                         "Rename them or predict one folder at a time.")
+        raise UsageError(f"Several files are called {', '.join(twice[:5])}: predict one folder at a time.")
     done, problems = [], []
     for file in progress_bar(files, desc="predicting", unit="file"):
         try:
@@ -78,9 +75,9 @@ def predict_files(segmenter: Segmenter, # the model
         except InputError as error:
             problems += error.problems
             continue
-        mask, written = probability > segmenter.info.threshold, out / f"{file.stem}_mask.png"
-        write_whole(written, to_png(mask.astype(np.uint8) * np.uint8(255)))
+        mask, path = probability > segmenter.info.threshold, out / f"{file.stem}_mask.png"
+        write_whole(path, to_png(mask.astype(np.uint8) * np.uint8(255)))
         write_whole(out / f"{file.stem}_overlay.png", to_png(overlay(image, mask)))
-        done.append(dict(file=str(file), mask=str(written), tumour_share=float(mask.mean()),
-                         highest=float(probability.max())))
+        highest = float(probability.max())
+        done.append(dict(file=str(file), mask=str(path), tumour_share=float(mask.mean()), highest=highest))
     return done, problems

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 Padding = Literal["same", "valid"]
 
 class DoubleConv(nn.Sequential):
-    """(3x3 convolution, batch normalisation if padded, ReLU) twice: (B,cin,H,W) to (B,cout,H,W).
-    With padding="valid" to (B,cout,H-4,W-4)."""
+    "(3x3 convolution, batch normalisation, ReLU) twice: (B,cin,H,W) to (B,cout,H,W); 4 less in H and W if not padded."
     def __init__(self,
         cin: int, # channels that come in
         cout: int, # channels that go out
@@ -42,26 +41,18 @@ class Down(nn.Sequential):
         super().__init__(nn.MaxPool2d(2, ceil_mode=True), DoubleConv(cin, cout, padding))
 
 # %% ../../nbs/model/00_unet.ipynb #d5853b84
-def _crop(
-    x: Tensor, # (B, C, H, W)
-    h: int, # height to keep, at most H
-    w: int, # width to keep, at most W
-) -> Tensor: # (B, C, h, w)
-    "The middle of a map; an odd surplus is cut at the bottom and at the right."
+def _crop(x: Tensor, h: int, w: int) -> Tensor:
+    "The middle of a map, (B,C,H,W) to (B,C,h,w); an odd surplus is cut at the bottom and at the right."
     top, left = (x.shape[-2] - h) // 2, (x.shape[-1] - w) // 2
     return x[..., top:top + h, left:left + w]
 
-def _join(
-    skip: Tensor, # (B, C, H, W) from the way down
-    x: Tensor, # (B, C, H', W') from below, just doubled in size
-) -> Tensor: # (B, 2C, min(H, H'), min(W, W'))
-    "Both maps cut to the smaller size and stacked along the channels."
+def _join(skip: Tensor, x: Tensor) -> Tensor:
+    "A map from the way down and one from below, (B,C,H,W) each, cut to the smaller size and stacked along C."
     h, w = min(skip.shape[-2], x.shape[-2]), min(skip.shape[-1], x.shape[-1])
     return torch.cat([_crop(skip, h, w), _crop(x, h, w)], dim=1)
 
 class Up(nn.Module):
-    """Transposed 2x2 convolution, the skip connection concatenated, then DoubleConv: (B,cin,H,W) and its skip
-    (B,cout,H',W') to (B,cout,H',W') if padded."""
+    "Transposed 2x2 convolution, skip connection, DoubleConv: (B,cin,H,W) and (B,cout,H',W') to its shape if padded."
     def __init__(self,
         cin: int, # channels that come from below
         cout: int, # channels of the skip, and those that go out
@@ -83,8 +74,7 @@ class OutConv(nn.Conv2d):
 
 # %% ../../nbs/model/00_unet.ipynb #e56b49b9
 def _he(module: nn.Module) -> None:
-    """Gaussian weights with std sqrt(2/N), N the inputs of one output pixel (arXiv 1505.04597, section 3); biases 0.
-    For Module.apply."""
+    "For Module.apply: std sqrt(2/N), N the inputs of one output pixel (arXiv 1505.04597, section 3); biases 0."
     if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)): return
     # Transposed, the kernel is as wide as the stride: one tap for each output pixel
     taps = 1 if isinstance(module, nn.ConvTranspose2d) else math.prod(module.kernel_size)
@@ -102,12 +92,10 @@ def _check_tiles(height: int, width: int, depth: int) -> None:
     raise ValueError(f'{height} x {width} pixels do not tile with padding="valid" and depth {depth}: '
                      f'the nearest sides that do are {" and ".join(map(str, sorted(near)))}.')
 
-
 # %% ../../nbs/model/00_unet.ipynb #b7d40c1e
 class UNet(nn.Module):
-    """The U-Net of arXiv 1505.04597 with one logit a pixel: float (B,channels,H,W) to (B,1,H,W), any H and W.
-    With padding="valid" it is the paper's (width 64): smaller output, no batch normalisation, and ValueError for sizes
-    that do not tile."""
+    """The U-Net of arXiv 1505.04597, one logit a pixel: float (B,channels,H,W) to (B,1,H,W), any H and W. The paper's
+    has padding="valid" and width 64: smaller output, no batch normalisation, ValueError for sizes that do not tile."""
     def __init__(self,
         channels: int = 1, # of the picture: 1 is grey
         width: int = 16, # channels of the finest level; each level below has twice as many
@@ -118,8 +106,7 @@ class UNet(nn.Module):
         if padding not in ("same", "valid"): raise ValueError(f'padding is "same" or "valid", not {padding!r}.')
         if min(channels, width, depth) < 1:
             raise ValueError(f"channels, width and depth are at least 1, not {channels}, {width}, {depth}.")
-        # UNet(**settings) builds it again
-        self.settings = dict(channels=channels, width=width, depth=depth, padding=padding)
+        self.settings = dict(channels=channels, width=width, depth=depth, padding=padding) # UNet(**settings): the same
         widths = list(pairwise(width * 2 ** level for level in range(depth + 1)))
         self.first = DoubleConv(channels, width, padding)
         self.downs = nn.ModuleList(Down(fine, coarse, padding) for fine, coarse in widths)
@@ -130,8 +117,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         channels, depth = self.settings["channels"], self.settings["depth"]
         if x.ndim != 4 or x.shape[1] != channels:
-            shape = ",".join(map(str, x.shape))
-            raise ValueError(f"This U-Net takes pictures of shape (B,{channels},H,W), not ({shape}).")
+            raise ValueError(f"This U-Net takes pictures of shape (B, {channels}, H, W), not {tuple(x.shape)}.")
         if self.settings["padding"] == "valid": _check_tiles(*x.shape[-2:], depth)
         maps = [self.first(x)]
         for down in self.downs: maps.append(down(maps[-1]))

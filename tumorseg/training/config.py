@@ -30,11 +30,8 @@ _Share = Annotated[float, (0, 1)]
 
 @dataclass(frozen=True)
 class Config:
-    """How to train, each setting with its limits. The size of the slices is not here: it is that of the data.
-
-    A list counts as a tuple, so that `Config(**settings)` takes what JSON gives. UsageError where a value is of a wrong
-    type or outside its limits.
-    """
+    """How to train, each setting with its limits; the size of the slices is that of the data. UsageError where a value
+    is of a wrong type or outside its limits. A list counts as a tuple: `Config(**settings)` takes what JSON gives."""
     epochs: Annotated[int, (1, 10_000)] = 30  # passes over the training slices
     width: Annotated[int, (1, 512)] = 16  # channels of the network's finest level, twice as many at each level below
     depth: Annotated[int, (1, 7)] = 4  # how often the network halves the picture; the paper's 4
@@ -64,9 +61,8 @@ def load_config(path: str | Path, # best.json of a search, config.json of a run,
                 ) -> tuple[Config, int | None]: # the configuration, and the size of the slices where the file gives it
     "A configuration from a JSON file. InputError where it is none, UsageError where a setting is unknown or wrong."
     facts = read_json(path, "a configuration")
-    size = facts.get("size")
-    plain = {name: value for name, value in facts.items() if name != "size"}
-    settings = facts["config"] if isinstance(facts.get("config"), dict) else plain
+    size = facts.pop("size", None)
+    settings = facts["config"] if isinstance(facts.get("config"), dict) else facts
     known = [field.name for field in fields(Config)]
     unknown = [name for name in settings if name not in known]
     if unknown: raise UsageError(f"{path}: {unknown[0]} is no setting. Known: {', '.join(known)}, size.")

@@ -54,8 +54,8 @@ def start_run(slices: Slices, # with the splits "train" and "valid"
               network: nn.Module, # what will be trained
               ) -> None:
     "Write table.csv, folds.json, config.json. InputError where the folder holds a training or a split is missing."
-    run = Path(run)
-    if (run / "config.json").exists(): raise InputError(f"{run}: holds a training already. Choose another folder.")
+    run = Run(run)
+    if run.begun: raise InputError(f"{run}: holds a training already. Choose another folder.")
     for split in ("train", "valid"): slices.rows_of(split) # says which one is missing, before anything is written
     if slices.folds: save_folds(run / "folds.json", slices.folds)
     save_table(run / "table.csv", slices.table)
@@ -76,11 +76,10 @@ class _RunFiles(os.PathLike):
     def __init__(self,
                  path: "str | Path | Run", # the folder; nothing is read yet
                  ):
-        self.path = Path(path)
-        self.name = self.path.name
+        self.path, self.name = Path(path), Path(path).name
 
-    def __fspath__(self) -> str: return str(self.path)
     def __str__(self) -> str: return str(self.path)
+    __fspath__ = __str__
     def __repr__(self) -> str: return f"Run('{self.path}')"
     def __truediv__(self, name: str) -> Path: return self.path / name
 

@@ -31,7 +31,7 @@ from ..model.checkpoint import save_model, save_training
 from ..model.inference import ModelInfo, best_device, best_precision, measure_normalisation
 from ..model.unet import UNet
 from .config import Config
-from .curves import _report
+from .curves import show_epoch
 from .loop import Loop, epoch_batches, learning_rate, validate
 from .run import Run, start_run
 
@@ -80,8 +80,8 @@ class _Training:
         self.slices, self.run, self.config, self.network = slices, run, config, network
         self.rows, self.valid_rows = slices.rows_of("train"), slices.rows_of("valid")
         self.tumour = slices.areas[self.rows] > 0
-        some = slices.images[self.rows[::max(1, len(self.rows) // 1000)]]
-        self.info = ModelInfo(slices.images.shape[-1], *measure_normalisation(some))
+        sample = slices.images[self.rows[::max(1, len(self.rows) // 1000)]]
+        self.info = ModelInfo(slices.images.shape[-1], *measure_normalisation(sample))
         self.loop = Loop(slices, self.info, config, network, accelerator, run / "last/training.safetensors")
         self.place, self.main = self.loop.place, accelerator.is_main_process
         self.history = self.place["history"] # a row for each finished epoch
@@ -149,10 +149,9 @@ def _epoch(training: _Training, stopped: Callable[[], bool], progress: tqdm) -> 
     return True
 
 # %% ../../nbs/training/05_train.ipynb #9b162507
-def _fit(training: _Training, accelerator: Accelerator,
-         on_epoch: Callable | None, should_stop: Callable | None) -> None:
+def _fit(training: _Training, on_epoch: Callable | None, should_stop: Callable | None) -> None:
     "All epochs that are left, and what is shown and logged after each."
-    config, history, run = training.config, training.history, training.run
+    config, history, accelerator = training.config, training.history, training.loop.accelerator
     alone = accelerator.num_processes == 1 # one of several must not stop by itself: the others would wait for it
     progress = progress_bar(total=config.epochs * training.steps, initial=training.place["step"], desc="training",
                             unit="step", delay=0, disable=None if training.main else True)
@@ -163,10 +162,10 @@ def _fit(training: _Training, accelerator: Accelerator,
             if not training.main: continue
             accelerator.log({name: value for name, value in history[-1].items() if name != "epoch"}, step=len(history))
             if on_epoch: on_epoch(history, training.loop.average, training.best_info)
-            else: _report(progress, history, config.epochs)
+            else: show_epoch(progress, history, config.epochs)
     progress.close()
     if asked.is_set():
-        raise KeyboardInterrupt(f"{run}: stopped after step {training.place['step']}, and everything is kept. "
+        raise KeyboardInterrupt(f"{training.run}: stopped after step {training.place['step']}, and everything is kept. "
                                 "The same call, or --resume, goes on from there.")
 
 # %% ../../nbs/training/05_train.ipynb #26572d8d
@@ -182,12 +181,9 @@ def _accelerator(run: Path, config: Config, tracker: str) -> Accelerator:
     AcceleratorState._reset_state()
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=best_precision(device),
                               log_with=tracker or None, project_dir=run)
-    # Slices of one size: the fastest kernels are worth a search
-    if accelerator.device.type == "cuda": torch.backends.cudnn.benchmark = True
+    if accelerator.device.type == "cuda": torch.backends.cudnn.benchmark = True # one size of slices: worth a search
     if tracker:
-        settings = {name: value if isinstance(value, (int, float)) else str(value)
-                    for name, value in asdict(config).items()}
-        accelerator.init_trackers("tumorseg", settings)
+        accelerator.init_trackers("tumorseg", {**asdict(config), "degrees": str(config.degrees)}) # numbers or text only
     return accelerator
 
 # %% ../../nbs/training/05_train.ipynb #b0ae6693
@@ -214,10 +210,8 @@ def train(slices: Slices, # with the splits "train" and "valid"
     """Train, and keep everything in `run`: config.json, table.csv (the slices), history.csv, model.safetensors (best
     validation Dice) and last/ (what is needed to go on). `on_epoch` gets history, averaged network and `ModelInfo`.
 
-    Where the folder holds a training with the same data and settings, it goes on as if it had not been stopped, and
-    says so where nothing is left to do. InputError where data or settings are others, a split is missing, the network
-    does not fit what is kept, or the loss stops being finite.
-    """
+    Where the folder holds a training with the same data and settings, it goes on as if it had not been stopped, or says
+    that nothing is left to do. InputError for other data, settings or network, a missing split, a loss not finite."""
     run = Run(run)
     begun = run.begun
     if begun: _refuse_others(slices, run, config)
@@ -234,6 +228,6 @@ def train(slices: Slices, # with the splits "train" and "valid"
         best = max(row["valid_dice"] for row in training.history)
         tqdm.write(f"{run}: is finished, {len(training.history)} of {config.epochs} epochs, best validation Dice "
                    f"{best:.3f}. Nothing is left to do.", file=sys.stderr)
-    _fit(training, accelerator, on_epoch, should_stop)
+    _fit(training, on_epoch, should_stop)
     if tracker: accelerator.end_training()
     return Run(run) # read anew

@@ -6,6 +6,7 @@
 __all__ = ['study_of', 'plot_trials']
 
 # %% ../../nbs/tuning/02_trials.ipynb #aeedc03e
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from ..pictures import BLUE, ORANGE, SKY_BLUE, VERMILION
-from .space import SPACE, Space, distributions, inside
+from .space import SPACE, Space, distributions, is_inside
 from .study import quiet_optuna
 
 if TYPE_CHECKING:
@@ -33,31 +34,27 @@ def study_of(table: pd.DataFrame, # of trials.csv
     with quiet_optuna(): study = optuna.create_study(direction="maximize", study_name=f"the {stage} stage")
     for row in table[table["stage"] == stage].to_dict("records"):
         ended = row["state"] in ("complete", "pruned") and pd.notna(row["valid_dice"])
-        params = {}
-        if ended and inside(row, space):
-            for name, values in space.items(): # whole numbers may have become floats in the CSV file
-                if isinstance(values, list): params[name] = values[values.index(row[name])]
-                else: params[name] = kinds[name].to_external_repr(row[name])
+        known = kinds if ended and is_inside(row, space) else {}
+        # There and back: whole numbers may have become floats in the CSV file
+        params = {name: kind.to_external_repr(kind.to_internal_repr(row[name])) for name, kind in known.items()}
         study.add_trial(create_trial(state=TrialState[row["state"].upper()] if ended else TrialState.FAIL,
-                                     value=row["valid_dice"] if ended else None, params=params,
-                                     distributions={name: kinds[name] for name in params}))
+                                     value=row["valid_dice"] if ended else None, params=params, distributions=known))
     return study
 
 # %% ../../nbs/tuning/02_trials.ipynb #ac169217
 _FEW = 12 # trials; with fewer nothing is said about what matters
 _SIDE_BY_SIDE = 6 # settings that can still be read
 
-def _sized(width: float, height: float):
-    return plt.rc_context({"figure.figsize": (width, height), "figure.constrained_layout.use": True})
-
-def _titled(ax: plt.Axes, title: str) -> Figure:
-    "The figure under our title, without the minor ticks of logarithmic axes: their labels overlap."
-    for part in ax.figure.axes:
-        for axis in (part.xaxis, part.yaxis): axis.set_minor_formatter(NullFormatter())
-    for place in ("left", "center"): ax.set_title("", loc=place) # Optuna's own
-    ax.figure.suptitle(title, fontsize=11)
-    plt.close(ax.figure) # the caller shows it, once
-    return ax.figure
+def _plot(plot: Callable, studies: "Study | list[Study]", size: tuple[float, float], title: str, **settings) -> Figure:
+    "One of Optuna's pictures, in inches, under our title."
+    with plt.rc_context({"figure.figsize": size, "figure.constrained_layout.use": True}):
+        figure = np.ravel(plot(studies, target_name="validation Dice", **settings))[0].figure
+    for ax in figure.axes: # without minor ticks of logarithmic axes, whose labels overlap
+        for axis in (ax.xaxis, ax.yaxis): axis.set_minor_formatter(NullFormatter())
+    for place in ("left", "center"): figure.axes[0].set_title("", loc=place) # Optuna's own
+    figure.suptitle(title, fontsize=11)
+    plt.close(figure) # the caller shows it, once
+    return figure
 
 # %% ../../nbs/tuning/02_trials.ipynb #0d7be153
 def plot_trials(table: pd.DataFrame, # of trials.csv
@@ -69,26 +66,27 @@ def plot_trials(table: pd.DataFrame, # of trials.csv
     from optuna.visualization import matplotlib as draw
     cheap, full = study_of(table, space), study_of(table, space, "full")
     counted = study_of(table.replace({"state": {"pruned": "complete"}}), space)
-    ended = lambda study: [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+    ended = lambda study: study.get_trials(states=[TrialState.COMPLETE])
     usable = lambda study: sum(bool(trial.params) for trial in ended(study))
-    figures, names, measure = {}, list(space), "validation Dice"
+    figures, names = {}, list(space)
     with quiet_optuna():
         if ended(cheap):
             both = [study for study in (cheap, full) if ended(study)]
-            with _sized(9, 3): ax = draw.plot_optimization_history(both, target_name=measure)
+            figures["history"] = _plot(draw.plot_optimization_history, both, (9, 3),
+                                       "The course of the search; trial 0 is the start")
+            ax = figures["history"].axes[0]
             for points, line, colours in zip(ax.collections[::2], ax.lines, ((SKY_BLUE, BLUE), (ORANGE, VERMILION))):
                 points.set_color(colours[0])
                 line.set(color=colours[1], alpha=1)
             ax.legend(loc="center left", bbox_to_anchor=(1.02, .5))
-            figures["history"] = _titled(ax, "The course of the search; trial 0 is the start")
         if usable(counted) >= _FEW:
             evaluator = PedAnovaImportanceEvaluator(target_quantile=.25)
             names = list(get_param_importances(counted, evaluator=evaluator))
-            with _sized(7, 3.4): ax = draw.plot_param_importances(counted, evaluator, target_name=measure)
-            figures["importance"] = _titled(ax, "What matters in the cheap stage (PED-ANOVA)")
+            figures["importance"] = _plot(draw.plot_param_importances, counted, (7, 3.4),
+                                          "What matters in the cheap stage (PED-ANOVA)", evaluator=evaluator)
         if usable(cheap) > 1:
-            with _sized(4, 2.6): axes = draw.plot_slice(cheap, names[:_SIDE_BY_SIDE], target_name=measure)
-            figures["slices"] = _titled(np.ravel(axes)[0], "Each setting alone, cheap stage; later trials are darker")
-            with _sized(10, 3.4): ax = draw.plot_parallel_coordinate(cheap, names[:_SIDE_BY_SIDE], target_name=measure)
-            figures["parallel"] = _titled(ax, "All that were trained to their end, cheap stage; better ones are darker")
+            figures["slices"] = _plot(draw.plot_slice, cheap, (4, 2.6), params=names[:_SIDE_BY_SIDE],
+                                      title="Each setting alone, cheap stage; later trials are darker")
+            figures["parallel"] = _plot(draw.plot_parallel_coordinate, cheap, (10, 3.4), params=names[:_SIDE_BY_SIDE],
+                                        title="All that were trained to their end, cheap stage; better ones are darker")
     return figures
