@@ -13,14 +13,11 @@ import numpy as np
 import tyro
 from machine import machine
 
+import tumorseg as ts
 from tumorseg.data.slices import load_slices, save_slices
-from tumorseg.evaluation.predictions import predict_split
 from tumorseg.model.checkpoint import save_model
 from tumorseg.model.inference import ModelInfo
-from tumorseg.model.predict import Segmenter
-from tumorseg.model.unet import UNet
 from tumorseg.pictures import to_png
-from tumorseg.widgets.browse import browse
 from tumorseg.widgets.gallery import draw_slice
 
 SIZE = 256
@@ -59,18 +56,18 @@ def median_ms(action, values) -> str:
 def make(folder: Path, many: int) -> None:
     "Slices on disk, and a run that has its predictions of them: the maps are simulated, so the network is not asked."
     save_slices(folder / "slices", (sample[:3] for sample in simulate(many)), many, 1, SIZE)
-    save_model(folder / "run/model.safetensors", UNet(1, 16, 4), ModelInfo(SIZE, (60.,), (40.,)))
+    save_model(folder / "run/model.safetensors", ts.UNet(1, 16, 4), ModelInfo(SIZE, (60.,), (40.,)))
     maps = (sample[3] for sample in simulate(many))
-    with mock.patch.object(Segmenter, "slices", lambda self, images: np.stack([next(maps) for _ in images])):
-        predict_split(folder / "run", load_slices(folder / "slices"))
+    with mock.patch.object(ts.Segmenter, "slices", lambda self, images: np.stack([next(maps) for _ in images])):
+        ts.predict_split(folder / "run", load_slices(folder / "slices"))
 
 
 def measure(folder: Path, many: int) -> None:
     if not (folder / "run/predictions").exists(): make(folder, many)
     start = time.perf_counter()
-    predictions = predict_split(folder / "run", load_slices(folder / "slices"))
+    predictions = ts.predict_split(folder / "run", load_slices(folder / "slices"))
     compared = time.perf_counter() - start
-    browser = browse(predictions)
+    browser = ts.browse(predictions)
     opened = time.perf_counter() - start
     print(f"| opening {len(predictions)} slices until the first is shown (once) | {opened:.2f} s |")
     print(f"| of this: the maps, and whether they are still those of the model and the slices | {compared:.2f} s |")
@@ -78,7 +75,7 @@ def measure(folder: Path, many: int) -> None:
     few = replace(predictions, slices=predictions.slices[:200], percent=predictions.percent[:200],
                   counts=predictions.counts[:200])
     thresholds, places = np.tile(np.arange(5, 95) / 100, 3), 1 + np.arange(50, 550) % len(predictions)
-    small = browse(few)
+    small = ts.browse(few)
     for view, style in (("truth and prediction", "fill"), ("truth and prediction", "outline"), ("probability", "fill")):
         draw = partial(draw_slice, few, 7, view=view, style=style)
         took = median_ms(lambda threshold, draw=draw: to_png(draw(threshold)), thresholds)

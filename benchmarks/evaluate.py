@@ -14,12 +14,11 @@ import pandas as pd
 import tyro
 from machine import machine
 
+import tumorseg as ts
 from tumorseg.data.slices import load_slices, save_slices
 from tumorseg.evaluation import evaluate as module
 from tumorseg.model.checkpoint import save_model
 from tumorseg.model.inference import ModelInfo
-from tumorseg.model.predict import Segmenter
-from tumorseg.model.unet import UNet
 
 PARTS = ["score_slices", "count_masks", "count_tumours", "surface_scores", "logit_counts", "baseline_scores",
          "summarise", "score_tables"]
@@ -69,10 +68,10 @@ def main(count: int = 2146, # slices that are scored
         splits = ["test"] * count + ["valid"] * 429 + ["train"] * 1502
         save_slices(Path(folder) / "slices", simulate(splits, size), len(splits), 1, size)
         slices = load_slices(Path(folder) / "slices")
-        never_asked = UNet(width=1, depth=1)
+        never_asked = ts.UNet(width=1, depth=1)
         save_model(Path(folder) / "model.safetensors", never_asked, ModelInfo(size, (0.,), (1.,)))
         network, parts, total = [], {}, []
-        Segmenter.slices = timed(lambda self, images: simulated_maps(images), lambda *spent: network.append(spent))
+        ts.Segmenter.slices = timed(lambda self, images: simulated_maps(images), lambda *spent: network.append(spent))
         for name in PARTS:
             def note(seconds, worked, name=name): parts[name] = parts.get(name, 0) + seconds
             setattr(module, name, timed(getattr(module, name), note))

@@ -12,8 +12,8 @@ import torch
 import tyro
 from machine import machine
 
+import tumorseg as ts
 from tumorseg.model.losses import dice_ce_loss
-from tumorseg.model.unet import UNet
 
 
 def timed(call, device, rounds):
@@ -68,7 +68,7 @@ def main(width: int = 64, batch: int = 16, tiny: bool = False) -> None:
     print("| size | torch.compile | megapixels a second | share of that peak | warm-up |\n|---|---|---|---|---|")
     for size in sizes:
         for compiled in ways:
-            network = UNet(width=width).to(device, memory_format=torch.channels_last).train()
+            network = ts.UNet(width=width).to(device, memory_format=torch.channels_last).train()
             flops = operations(network, size)
             step = Step(network, batch, size, device, compiled)
             start = time.perf_counter()

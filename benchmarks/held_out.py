@@ -13,8 +13,8 @@ import pandas as pd
 import tyro
 from machine import machine
 
+import tumorseg as ts
 from tumorseg.core import save_table
-from tumorseg.data.sources import open_data
 from tumorseg.tuning.seeds import paired_difference, score_repeats
 
 
@@ -35,7 +35,7 @@ def main(search: tyro.conf.Positional[Path], # folder of the search
          csv: Path | None = None, # where the score of each slice goes
          ) -> None:
     "Print the difference."
-    open_at = partial(open_data, data, patients=patients, split=split)
+    open_at = partial(ts.open_data, data, patients=patients, split=split)
     with tempfile.TemporaryDirectory() as place:
         repeats = search / "repeats"
         if not repeats.exists(): repeats = challenger_and_start(search, Path(place))

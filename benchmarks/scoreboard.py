@@ -20,16 +20,12 @@ import torch
 import tyro
 from machine import machine
 
+import tumorseg as ts
 from tumorseg.core import save_json, save_table
-from tumorseg.data.slices import Slices
-from tumorseg.data.sources import open_data
-from tumorseg.data.splits import choose_folds, choose_split, save_folds, split_by
+from tumorseg.data.splits import choose_folds, save_folds, split_by
 from tumorseg.evaluation.cross_validation import pool_folds
-from tumorseg.evaluation.evaluate import evaluate
 from tumorseg.metrics.intervals import bootstrap_interval, interval_groups
-from tumorseg.training.config import Config
-from tumorseg.training.run import Run
-from tumorseg.training.train import first_network, train
+from tumorseg.training.train import first_network
 
 
 def resnet34(slices, config):
@@ -51,25 +47,25 @@ def build(name, slices, config):
     return NETWORKS[name](slices, config)
 
 
-def epoch_seconds(name: str, slices: Slices, config: Config) -> float:
+def epoch_seconds(name: str, slices: ts.Slices, config: ts.Config) -> float:
     "How long an epoch takes, validation included: the second one of a training on a part of both splits."
     count = {split: len(slices.rows_of(split)) for split in ("train", "valid")}
     share = min(1, 8 * config.batch / count["train"])
     few = [slices[slices.rows_of(split)[:max(1, round(share * count[split]))]] for split in count]
-    part = Slices(*(np.concatenate([getattr(one, kind) for one in few]) for kind in ("images", "masks")),
+    part = ts.Slices(*(np.concatenate([getattr(one, kind) for one in few]) for kind in ("images", "masks")),
                   pd.concat([one.table for one in few], ignore_index=True))
     with tempfile.TemporaryDirectory() as folder:
         network = build(name, slices, config)
-        run = train(part, Path(folder) / "run", replace(config, epochs=2), network, on_epoch=lambda *_: None)
+        run = ts.train(part, Path(folder) / "run", replace(config, epochs=2), network, on_epoch=lambda *_: None)
         return float(run.history["seconds"].iloc[-1]) / share
 
 
-def run_one(name: str, slices: Slices, run: Path, config: Config) -> dict:
+def run_one(name: str, slices: ts.Slices, run: Path, config: ts.Config) -> dict:
     "Train or go on, and score; what is finished is read."
-    if not Run(run).metrics:
-        train(slices, run, config, build(name, slices, config), on_epoch=lambda *_: None)
-        evaluate(run, slices, network=build(name, slices, config))
-    return Run(run).metrics
+    if not ts.Run(run).metrics:
+        ts.train(slices, run, config, build(name, slices, config), on_epoch=lambda *_: None)
+        ts.evaluate(run, slices, network=build(name, slices, config))
+    return ts.Run(run).metrics
 
 
 def row(network: str, dice: float, low: float, high: float, over: str, slices: int, **more: float) -> dict:
@@ -96,23 +92,23 @@ def main(data: tyro.conf.Positional[str], # folder of data, or its name
          csv: Path | None = None, # where the table goes, too
          ) -> None:
     "Print the table."
-    slices = open_data(data, size, patients=patients)
+    slices = ts.open_data(data, size, patients=patients)
     print(f"{data}, {size} px, {minutes:g} minutes a training. {machine()}\n")
     print("| network | million parameters | epochs | minutes a training | test Dice (95 %) | difference to the first, "
           "paired (95 %) | pooled | surface Dice | slices |\n" + 9 * "|---" + "|")
     made = choose_folds(slices, "patients", folds) if folds else None
     if folds: parts = {f"fold_{fold}": split_by(slices, made, fold) for fold in range(1, folds + 1)}
-    else: parts = {"run": choose_split(slices, split)}
+    else: parts = {"run": ts.choose_split(slices, split)}
     first, rows = next(iter(parts.values())), []
     for name in networks:
         place = out / name
         if not (place / "epochs.json").exists():
-            save_json(place / "epochs.json", max(1, round(minutes * 60 / epoch_seconds(name, first, Config()))))
-        config = Config(epochs=json.loads((place / "epochs.json").read_text()))
+            save_json(place / "epochs.json", max(1, round(minutes * 60 / epoch_seconds(name, first, ts.Config()))))
+        config = ts.Config(epochs=json.loads((place / "epochs.json").read_text()))
         if folds: save_folds(place / "folds.json", made)
         found = [run_one(name, part, place / run, config) for run, part in parts.items()]
         summary = pool_folds(place) if folds else found[0]
-        scores = Run(place if folds else place / "run").scores.set_index("name")
+        scores = ts.Run(place if folds else place / "run").scores.set_index("name")
         if not rows: base, baselines = scores["dice"], summary["baselines"][1:] # all but the empty mask
         difference = scores["dice"] - base
         low, high = bootstrap_interval(difference, interval_groups(scores["patient"])[0])
@@ -120,7 +116,7 @@ def main(data: tyro.conf.Positional[str], # folder of data, or its name
             TITLES[name], *(summary[f"dice_{key}"] for key in ("mean", "ci_low", "ci_high")), summary["interval_over"],
             summary["n_slices"], epochs=config.epochs, pooled=summary["dice_pooled"], nsd=summary["nsd_mean"],
             parameters=sum(value.numel() for value in build(name, first, config).parameters()) / 1e6,
-            minutes=sum(Run(place / run).history["seconds"].sum() for run in parts) / 60 / len(parts),
+            minutes=sum(ts.Run(place / run).history["seconds"].sum() for run in parts) / 60 / len(parts),
             difference=float(difference.mean()), diff_low=low, diff_high=high))
     rows += [row(one.pop("baseline"), **one) for one in baselines]
     if csv: save_table(csv, pd.DataFrame(rows))

@@ -27,13 +27,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from tumorseg.data.slices import Slices
-from tumorseg.data.sources import open_data
-from tumorseg.demo.tumours import write_demo
+import tumorseg as ts
 from tumorseg.model.inference import ModelInfo, autocast, best_device, best_precision, measure_normalisation, normalise
 from tumorseg.model.losses import dice_ce_loss
-from tumorseg.training.config import Config
-from tumorseg.training.train import first_network, train
+from tumorseg.training.train import first_network
 
 
 def wait(device):
@@ -80,7 +77,7 @@ class Ours:
         self.number += 1
         rows = self.slices.rows_of("train")[:steps * self.config.batch]
         part = self.slices[np.sort(np.concatenate([rows, self.slices.rows_of("valid")]))]
-        run = train(part, self.folder / f"ours{self.number}", self.config, on_epoch=lambda *_: None)
+        run = ts.train(part, self.folder / f"ours{self.number}", self.config, on_epoch=lambda *_: None)
         return run.history["slices_per_second"].iloc[-1] # the first epoch warms up
 
 
@@ -188,7 +185,7 @@ def write_files(slices, rows, folder, side):
     return folder
 
 
-def competitors(slices: Slices, config: Config, info: ModelInfo, folder: Path, compiled: bool) -> dict:
+def competitors(slices: ts.Slices, config: ts.Config, info: ModelInfo, folder: Path, compiled: bool) -> dict:
     "Name and loop of each."
     rows, device = slices.rows_of("train"), best_device()
     small = write_files(slices, rows, folder / "small", info.size)
@@ -209,7 +206,8 @@ def competitors(slices: Slices, config: Config, info: ModelInfo, folder: Path, c
 def measure(size: int, rounds: int, patients: int, steps: int, batch: int, compiled: bool,
             folder: Path) -> pd.DataFrame:
     "Slices a second of each competitor, a column a round."
-    slices, config = open_data(write_demo(folder / "demo", patients=patients), size), Config(epochs=2, batch=batch)
+    slices = ts.open_data(ts.write_demo(folder / "demo", patients=patients), size)
+    config = ts.Config(epochs=2, batch=batch)
     rows = slices.rows_of("train")
     steps, info = min(steps, len(rows) // batch - 1), ModelInfo(size, *measure_normalisation(slices.images[rows]))
     loops = competitors(slices, config, info, folder, compiled)

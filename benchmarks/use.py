@@ -14,10 +14,8 @@ import torch
 import tyro
 from machine import machine
 
-from tumorseg.data.sources import open_data
-from tumorseg.demo.tumours import write_demo
+import tumorseg as ts
 from tumorseg.model.inference import ModelInfo, best_device, normalise, probabilities
-from tumorseg.model.unet import UNet
 
 
 def seconds(call, rounds=5):
@@ -42,15 +40,15 @@ def main(data: Path | None = None, size: int = 128, run: Path | None = None) -> 
     "Print the table."
     print(f"{size} px. {machine()}\n\n| what | median |\n|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        data = data or write_demo(Path(folder) / "demo", patients=40)
-        def opened(): return open_data(data, size, cache=Path(folder) / "cache")
+        data = data or ts.write_demo(Path(folder) / "demo", patients=40)
+        def opened(): return ts.open_data(data, size, cache=Path(folder) / "cache")
         start = time.perf_counter()
         slices = opened()
         print(f"| opening {len(slices)} slices, the first time (once) | {time.perf_counter() - start:.1f} s |")
         print(f"| opening them again | {seconds(opened):.2f} s |")
         device, info = best_device(), ModelInfo(size, (50.,), (50.,))
-        network = UNet(width=16).to(device, memory_format=torch.channels_last).eval()
-        plain = UNet(width=16).to(device).eval()
+        network = ts.UNet(width=16).to(device, memory_format=torch.channels_last).eval()
+        plain = ts.UNet(width=16).to(device).eval()
         @torch.inference_mode()
         def float32(images): return plain(normalise(torch.from_numpy(images).to(device), info)).sigmoid().cpu()
         for batch in (1, 32):

@@ -10,17 +10,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tumorseg.core import InputError
+import tumorseg as ts
 from tumorseg.data.coco import COCO_NAME
 from tumorseg.data.experts import expert_contours, find_partners
-from tumorseg.data.patients import split_state, with_patients
-from tumorseg.data.sources import open_data
-from tumorseg.demo.tumours import write_demo
-from tumorseg.model.unet import UNet
-from tumorseg.quality.audit import audit, audit_labels
-from tumorseg.quality.verdict import audit_in_words, verdict
-from tumorseg.report import write_report
-from tumorseg.training.config import Config
+from tumorseg.data.patients import split_state
+from tumorseg.quality.audit import audit_labels
+from tumorseg.quality.verdict import audit_in_words
 from tumorseg.training.run import start_run
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -31,7 +26,7 @@ def work(tmp_path_factory): return tmp_path_factory.mktemp("audit")
 
 
 @pytest.fixture(scope="module")
-def demo(work): return write_demo(work / "demo", patients=30, size=96)
+def demo(work): return ts.write_demo(work / "demo", patients=30, size=96)
 
 
 def record(folder, split): return json.loads((folder / split / COCO_NAME).read_text())
@@ -73,20 +68,20 @@ def planted(demo, work):
 
 
 def test_clean(demo, work):
-    slices = open_data(demo, 96, cache=work / "cache")
-    facts = audit(slices)
+    slices = ts.open_data(demo, 96, cache=work / "cache")
+    facts = ts.audit(slices)
     labels = facts["labels"]
-    assert verdict(facts)["clean"] and verdict(facts)["learn"] == "Outlines of tumours."
+    assert ts.verdict(facts)["clean"] and ts.verdict(facts)["learn"] == "Outlines of tumours."
     assert facts["leakage"]["conclusion"] == "no" and facts["leakage"]["patients"]["leaking"] == 0
     assert facts["images"]["copies"] == []
     assert not any(labels[key] for key in ("rectangles", "slivers", "bbox_wrong_order", "bbox_stale", "area_stale"))
     assert json.loads(json.dumps(facts)) == facts and "Nothing." in audit_in_words(facts)
-    assert verdict(audit(replace(slices, folder=None)))["clean"]  # without the folder, too
+    assert ts.verdict(ts.audit(replace(slices, folder=None)))["clean"]  # without the folder, too
 
 
 def test_planted(planted, work):
-    slices = open_data(planted["folder"], 96, cache=work / "cache")
-    facts = audit(slices)
+    slices = ts.open_data(planted["folder"], 96, cache=work / "cache")
+    facts = ts.audit(slices)
     labels, found = facts["labels"], facts["leakage"]["patients"]["splits"]["test"]
     assert set(labels["rectangle_names"]) >= planted["boxes"] and labels["rectangles"] == 7  # the sliver is one as well
     assert [sliver["name"] for sliver in labels["slivers"]] == [planted["sliver"]] == labels["several"]
@@ -97,7 +92,7 @@ def test_planted(planted, work):
     assert facts["images"]["across_splits"] == 1
     assert facts["leakage"]["conclusion"] == "yes" and facts["leakage"]["patients"]["leaking"] == 1
     assert found["leaked"] == (slices.in_split("test").table["patient"] == planted["leaked"]).sum() > 0
-    assert not verdict(facts)["clean"] and len(verdict(facts)["to_do"]) == 4
+    assert not ts.verdict(facts)["clean"] and len(ts.verdict(facts)["to_do"]) == 4
     text = audit_in_words(facts)
     assert f"7 of {labels['annotations']} annotations" in text
     assert planted["sliver"] in text and "Split by patients" in text
@@ -119,21 +114,21 @@ def overlapping(work):
                                         bbox=[x, y, w, h], area=w * h))
         content = dict(images=images, annotations=annotations, categories=[dict(id=1, name="tumour")])
         (folder / split / COCO_NAME).write_text(json.dumps(content))
-    return open_data(folder, 64, cache=work / "cache")
+    return ts.open_data(folder, 64, cache=work / "cache")
 
 
 def reported(slices, run):
     "The report of a run that was begun on these slices, as if it had learnt something."
-    start_run(slices, run, Config(), UNet(1, 4, 2))
+    start_run(slices, run, ts.Config(), ts.UNet(1, 4, 2))
     numbers = dict(train_loss=.5, valid_loss=.5, valid_dice=.5, lr=.001, seconds=1., slices_per_second=1.)
     pd.DataFrame([dict(epoch=epoch, **numbers) for epoch in (1, 2)]).to_csv(run / "history.csv", index=False)
-    return write_report(run, slices).read_text(encoding="utf-8")
+    return ts.write_report(run, slices).read_text(encoding="utf-8")
 
 
 def test_the_report_counts_what_the_audit_counts(overlapping, work):
     "It once forgot where the slices came from, counted parts of masks, and saw outlines in a set of boxes."
     sentence = "Where a tumour is, not its outline: 25 of 25 annotations are filled rectangles."
-    assert verdict(audit(overlapping))["learn"] == sentence and sentence in reported(overlapping, work / "boxes")
+    assert ts.verdict(ts.audit(overlapping))["learn"] == sentence and sentence in reported(overlapping, work / "boxes")
     parts = audit_labels(replace(overlapping, folder=None))  # as where expert contours were laid over
     assert (parts["counted"], parts["rectangles"], parts["annotations"]) == ("parts of masks", 5, 15)
 
@@ -149,14 +144,14 @@ def test_missing_image(planted, work):
     folder = work / "missing"
     shutil.copytree(planted["folder"], folder)
     (folder / "train" / "copy.jpg").unlink()
-    with pytest.raises(InputError, match="copy.jpg.*not found"): open_data(folder, 96, cache=work / "cache")
+    with pytest.raises(ts.InputError, match="copy.jpg.*not found"): ts.open_data(folder, 96, cache=work / "cache")
 
 
 def test_one_split_and_few_slices(demo, work):
-    slices = open_data(demo, 96, cache=work / "cache")
+    slices = ts.open_data(demo, 96, cache=work / "cache")
     for few in (slices.in_split("train"), slices[:3], slices[[0, len(slices) - 1]]):
-        facts = audit(few)
-        assert facts["slices"] == len(few) and audit_in_words(facts) and verdict(facts)["to_do"]
+        facts = ts.audit(few)
+        assert facts["slices"] == len(few) and audit_in_words(facts) and ts.verdict(facts)["to_do"]
 
 
 def test_blank_slices(work):
@@ -166,7 +161,7 @@ def test_blank_slices(work):
         for kind in ("images", "masks"):
             (folder / split / kind).mkdir(parents=True)
             for i in range(4): Image.fromarray(np.zeros((40, 50), np.uint8)).save(folder / split / kind / f"{i}.png")
-    facts = audit(open_data(folder, 32, cache=work / "cache"))
+    facts = ts.audit(ts.open_data(folder, 32, cache=work / "cache"))
     assert facts["labels"]["annotations"] == 0 and len(facts["labels"]["empty"]) == 8 and audit_in_words(facts)
     assert all(row["dice"] == 1 for row in facts["baselines"])  # empty and empty is 1
 
@@ -174,12 +169,12 @@ def test_blank_slices(work):
 @pytest.fixture(scope="module")
 def kaggle(work):
     if not SHARED.is_dir(): pytest.skip("the real data sets are not beside the project (../shared)")
-    return open_data(SHARED / "data/kaggle", 128, cache=work / "cache")
+    return ts.open_data(SHARED / "data/kaggle", 128, cache=work / "cache")
 
 
 def test_kaggle_without_patients(kaggle):
     start = time.perf_counter()
-    facts = audit(kaggle)
+    facts = ts.audit(kaggle)
     print(f"audit of {len(kaggle)} slices: {time.perf_counter() - start:.1f} s")
     labels, leakage = facts["labels"], facts["leakage"]
     assert labels["rectangles"] == labels["annotations"] == 2146
@@ -203,9 +198,9 @@ def test_kaggle_with_patients_and_contours(kaggle, work):
     import subprocess
     import sys
     subprocess.run([sys.executable, SHARED / "tools/figshare_mat.py", work / "mat"], check=True, capture_output=True)
-    figshare = open_data(work / "mat", 128, cache=work / "cache")
+    figshare = ts.open_data(work / "mat", 128, cache=work / "cache")
     contours = expert_contours(kaggle, figshare, find_partners(kaggle, figshare))
-    facts = audit(with_patients(kaggle, SHARED / "data/cheng/patients.csv"), contours)
+    facts = ts.audit(ts.with_patients(kaggle, SHARED / "data/cheng/patients.csv"), contours)
     splits, rows = facts["leakage"]["patients"]["splits"], {row["baseline"]: row for row in facts["baselines"]}
     assert facts["labels"]["counted"] == "annotations"
     assert splits["valid"]["leaked"] == splits["valid"]["slices"] == 429
@@ -213,7 +208,7 @@ def test_kaggle_with_patients_and_contours(kaggle, work):
     others, expert = rows["the same, not of the patient"], rows["expert contour"]
     assert abs(others["dice"] - .31) < .015 and others["slices"] == 215
     assert abs(expert["dice"] - .56) < .01 and expert["slices"] == 183
-    facts = audit(kaggle, contours)  # patients from the contours: known for those only
+    facts = ts.audit(kaggle, contours)  # patients from the contours: known for those only
     known = facts["leakage"]["patients"]["splits"]["test"]
     assert facts["patients_known"] == 1751 and known["known"] == 183 and known["leaked"] > 170
     assert facts["labels"]["rectangles"] == facts["labels"]["annotations"] == 2146 and split_state(kaggle) == "unknown"

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tumorseg.demo.tumours import write_demo
+import tumorseg as ts
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -34,7 +34,7 @@ def test_a_benchmark_gives_its_rows(script, options, rows):
 
 
 def test_the_scoreboard_trains_each_network_scores_every_patient_once_and_goes_on(tmp_path):
-    data = write_demo(tmp_path / "demo", patients=6, size=48)
+    data = ts.write_demo(tmp_path / "demo", patients=6, size=48)
     options = [data, "--out", tmp_path / "runs", "--csv", tmp_path / "board.csv",
                *"--minutes 0 --size 32 --folds 3 --networks basicunet".split()]
     first = table("scoreboard.py", *options)

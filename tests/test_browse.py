@@ -7,17 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from tumorseg.core import InputError
-from tumorseg.data.slices import Slices, load_slices, save_slices
-from tumorseg.evaluation.predictions import Predictions, keep_maps, kept_maps, predict_split
+import tumorseg as ts
+from tumorseg.data.slices import load_slices, save_slices
+from tumorseg.evaluation.predictions import Predictions, keep_maps, kept_maps
 from tumorseg.model.checkpoint import save_model
 from tumorseg.model.inference import ModelInfo
-from tumorseg.widgets.browse import browse
-from tumorseg.widgets.explore import explore
 from tumorseg.widgets.page import page
-from tumorseg.widgets.preview import preview
 from tumorseg.widgets.tags import read_tags
-from tumorseg.widgets.watch import watch
 
 
 class BrightIsTumour(torch.nn.Module):
@@ -37,7 +33,7 @@ def make_slices(count=6, size=32):
                               patient=[f"p{number // 4}" for number in range(count)],
                               category=[1 + number % 2 for number in range(count)], label="contour", height=size,
                               width=size))
-    return Slices(images, masks, table)
+    return ts.Slices(images, masks, table)
 
 
 @pytest.fixture
@@ -48,7 +44,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def predictions(run):
-    return predict_split(run, make_slices(), network=BrightIsTumour())
+    return ts.predict_split(run, make_slices(), network=BrightIsTumour())
 
 
 def controls(widget):
@@ -60,15 +56,15 @@ def controls(widget):
 @pytest.mark.parametrize("kind, count", [
     ("browse", 15), ("browse two", 16), ("explore", 6), ("preview", 7), ("watch", 2), ("page", 2)])
 def test_every_control_has_a_visible_name_of_its_own(predictions, run, kind, count):
-    widget = {"browse": lambda: browse(predictions), "browse two": lambda: browse(predictions, predictions),
-              "explore": lambda: explore(make_slices()), "preview": lambda: preview(make_slices()),
-              "watch": lambda: watch(make_slices(), run.parent / "none"), "page": lambda: page(run.parent)}[kind]()
+    widget = {"browse": lambda: ts.browse(predictions), "browse two": lambda: ts.browse(predictions, predictions),
+              "explore": lambda: ts.explore(make_slices()), "preview": lambda: ts.preview(make_slices()),
+              "watch": lambda: ts.watch(make_slices(), run.parent / "none"), "page": lambda: page(run.parent)}[kind]()
     names = [control.description for control in controls(widget)]
     assert all(names) and len(set(names)) == len(names) == count, names
 
 
 def test_a_full_disk_is_said_in_the_widget(predictions, monkeypatch):
-    browser = browse(predictions)
+    browser = ts.browse(predictions)
 
     def full(source, target): raise OSError(28, "No space left on device")
     monkeypatch.setattr("tumorseg.core.os.replace", full)
@@ -83,12 +79,12 @@ def test_a_full_disk_is_said_in_the_widget(predictions, monkeypatch):
 def test_what_is_written_is_shown_as_text_not_as_html(run):
     slices = make_slices()
     slices.table["name"] = [f"test/<img src=x>{number}.png" for number in range(len(slices))]
-    browser = browse(predict_split(run, slices, network=BrightIsTumour()))
+    browser = ts.browse(ts.predict_split(run, slices, network=BrightIsTumour()))
     assert "<img" not in browser.caption.value and "&lt;img" in browser.caption.value
 
 
 def test_two_open_widgets_keep_each_others_tags(predictions):
-    first, second = browse(predictions), browse(predictions)
+    first, second = ts.browse(predictions), ts.browse(predictions)
     first.tag.value = "wrong label"
     second.next.click()
     second.tag.value = "interesting"
@@ -102,7 +98,7 @@ def test_damaged_or_stopped_predictions_are_made_again(run, predictions):
     counts = file.parent / "counts.npy"
     for damage in (lambda: file.write_bytes(whole[:-1000]), lambda: counts.write_bytes(b"not an array"), file.unlink):
         damage()
-        again = predict_split(run, make_slices(), network=BrightIsTumour())
+        again = ts.predict_split(run, make_slices(), network=BrightIsTumour())
         assert file.read_bytes() == whole and (again.counts == predictions.counts).all()
 
     def stopped():
@@ -117,10 +113,10 @@ def test_slices_on_disk_are_read_whole_only_where_their_files_have_changed(run, 
     samples = list(zip(slices.images, slices.masks, slices.table.to_dict("records")))
     save_slices(tmp_path / "slices", iter(samples), 40, 1, 32)
 
-    def opened(): return predict_split(run, load_slices(tmp_path / "slices"), network=BrightIsTumour())
+    def opened(): return ts.predict_split(run, load_slices(tmp_path / "slices"), network=BrightIsTumour())
     before, written = opened(), (run / "predictions/test/percent.npy").stat().st_mtime_ns
     with monkeypatch.context() as patch:
-        patch.delattr(Slices, "fingerprint")
+        patch.delattr(ts.Slices, "fingerprint")
         assert (opened().percent == before.percent).all()
     (tmp_path / "slices/images.npy").touch() # the same content with another time
     opened()
@@ -133,7 +129,7 @@ def test_slices_on_disk_are_read_whole_only_where_their_files_have_changed(run, 
 
 def test_another_model_in_the_same_folder_is_asked_anew(run, predictions):
     save_model(run / "model.safetensors", BrightIsTumour(), ModelInfo(32, (50.,), (1.,)))
-    assert (predict_split(run, make_slices(), network=BrightIsTumour()).percent != predictions.percent).any()
+    assert (ts.predict_split(run, make_slices(), network=BrightIsTumour()).percent != predictions.percent).any()
 
 
 def test_dice_never_reads_the_maps(predictions):
@@ -142,20 +138,20 @@ def test_dice_never_reads_the_maps(predictions):
 
 
 def test_a_missing_split_and_a_missing_model_are_input_errors(run, tmp_path):
-    with pytest.raises(InputError, match="valid"): predict_split(run, make_slices(), "valid", BrightIsTumour())
-    with pytest.raises(InputError, match="none: not found"): predict_split(tmp_path / "none", make_slices())
+    with pytest.raises(ts.InputError, match="valid"): ts.predict_split(run, make_slices(), "valid", BrightIsTumour())
+    with pytest.raises(ts.InputError, match="none: not found"): ts.predict_split(tmp_path / "none", make_slices())
 
 
 def test_models_of_two_sizes_can_be_compared(run, predictions, tmp_path):
     large = make_slices()
-    large = Slices(large.images.repeat(2, 2).repeat(2, 3), large.masks.repeat(2, 1).repeat(2, 2), large.table)
+    large = ts.Slices(large.images.repeat(2, 2).repeat(2, 3), large.masks.repeat(2, 1).repeat(2, 2), large.table)
     save_model(tmp_path / "large/model.safetensors", BrightIsTumour(), ModelInfo(64, (0.,), (1.,)))
-    widget = browse(predictions, predict_split(tmp_path / "large", large, network=BrightIsTumour()))
+    widget = ts.browse(predictions, ts.predict_split(tmp_path / "large", large, network=BrightIsTumour()))
     assert bytes(widget.picture.value[:4]) == b"\x89PNG" and not widget.pixels.any() and not widget.message.value
 
 
 def test_two_models_can_be_put_in_order_filtered_tagged_and_saved(predictions):
-    widget = browse(predictions, predictions)
+    widget = ts.browse(predictions, predictions)
     for order in widget.order.options:
         widget.order.value = order
         assert widget.row is not None and not widget.message.value
@@ -177,7 +173,7 @@ def test_memory_stays_flat_while_browsing(tmp_path):
     keep_maps(tmp_path / "maps", slices, maps)
     percent, counts = kept_maps(tmp_path / "maps")
     assert isinstance(percent, np.memmap)
-    browser = browse(Predictions(slices, percent, counts, .5, "flat", tmp_path, True))
+    browser = ts.browse(Predictions(slices, percent, counts, .5, "flat", tmp_path, True))
     for number in range(2, 60): browser.slice.value = number
     before = anonymous()
     for number in range(60, 401): browser.slice.value = number

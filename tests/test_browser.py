@@ -16,10 +16,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tumorseg.data.sources import open_data
-from tumorseg.demo.tumours import write_demo
-from tumorseg.training.config import Config
-from tumorseg.training.train import train
+import tumorseg as ts
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -252,8 +249,8 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     (folder / "nbs").mkdir()
     shutil.copy(ROOT / "nbs/app.ipynb", folder / "nbs")
-    slices = open_data(write_demo(folder / "demo/data", patients=20, size=96), size=64, cache=folder / "cache")
-    train(slices, folder / "demo/run", Config(epochs=5, width=8, depth=3, batch=8), on_epoch=lambda *_: None)
+    slices = ts.open_data(ts.write_demo(folder / "demo/data", patients=20, size=96), size=64, cache=folder / "cache")
+    ts.train(slices, folder / "demo/run", ts.Config(epochs=5, width=8, depth=3, batch=8), on_epoch=lambda *_: None)
     return folder
 
 

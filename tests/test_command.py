@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tumorseg.demo.tumours import write_demo
+import tumorseg as ts
 
 SMALL = "--size", 48, "--epochs", 1, "--width", 4, "--depth", 2, "--batch", 4
 
@@ -22,7 +22,7 @@ def tumorseg(*args, **kwargs):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_demo(tmp_path_factory.mktemp("data") / "demo", patients=8, size=96)
+    return ts.write_demo(tmp_path_factory.mktemp("data") / "demo", patients=8, size=96)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_a_run_is_never_overwritten_and_its_data_never_mixed(run, data, tmp_path
     assert_one_sentence(tumorseg("train", data, "--out", run, "--size", 48), "other settings", "epochs 2, not 30")
     again = tumorseg("train", data, "--out", run, "--resume")
     assert again.returncode == 0 and "is finished, 2 of 2 epochs" in again.stderr
-    other = write_demo(tmp_path / "other", patients=8, seed=1, size=96)
+    other = ts.write_demo(tmp_path / "other", patients=8, seed=1, size=96)
     assert_one_sentence(tumorseg("train", other, "--out", run, "--resume"), "other data")
     assert_one_sentence(tumorseg("evaluate", run, data, "--split", "holdout"), "holdout", "test")
     assert before.items() <= {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}.items()

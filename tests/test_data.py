@@ -5,10 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tumorseg.core import InputError
+import tumorseg as ts
 from tumorseg.data.coco import COCO_NAME
-from tumorseg.data.sources import open_data
-from tumorseg.demo.tumours import write_demo
 from tumorseg.quality.overview import count_subsets
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -36,13 +34,13 @@ def test_memory_does_not_grow_with_the_number_of_slices(tmp_path):
 
 
 def test_all_problems_of_a_folder_are_told_together_and_nothing_stays(tmp_path):
-    folder = write_demo(tmp_path / "demo", patients=4, size=48)
+    folder = ts.write_demo(tmp_path / "demo", patients=4, size=48)
     first, second, *_ = sorted((folder / "train").glob("*.jpg"))
     first.unlink()
     second.write_bytes(second.read_bytes()[:200])
     note = folder / "test" / COCO_NAME
     note.write_text(note.read_text().replace('"image_id": 0', '"image_id": 999', 1))
-    with pytest.raises(InputError) as caught: open_data(folder, 32, cache=tmp_path / "cache")
+    with pytest.raises(ts.InputError) as caught: ts.open_data(folder, 32, cache=tmp_path / "cache")
     text = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 3 and first.name in text and second.name in text and "999" in text
     assert not list((tmp_path / "cache").iterdir())
@@ -50,6 +48,6 @@ def test_all_problems_of_a_folder_are_told_together_and_nothing_stays(tmp_path):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not beside the project (../shared)")
 def test_the_counts_of_the_kaggle_set_in_the_notebook_are_those_of_its_files(tmp_path):
-    counts = count_subsets(open_data(SHARED / "data/kaggle", 64, cache=tmp_path))
+    counts = count_subsets(ts.open_data(SHARED / "data/kaggle", 64, cache=tmp_path))
     columns = ["slices", "category 1", "category 2", "without_tumour"]
     assert counts[columns].to_numpy().tolist() == [[1502, 771, 730, 1], [429, 210, 219, 0], [215, 118, 97, 0]]

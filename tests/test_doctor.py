@@ -10,15 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from tumorseg.checks.doctor import doctor, findings_in_words
+import tumorseg as ts
+from tumorseg.checks.doctor import findings_in_words
 from tumorseg.checks.symptoms import TURNS, check_geometry, check_images, check_leakage, check_masks
-from tumorseg.core import InputError
-from tumorseg.data.slices import Slices
-from tumorseg.data.sources import open_data
-from tumorseg.demo.tumours import write_demo
 from tumorseg.model.checkpoint import load_model, save_model
-from tumorseg.training.config import Config
-from tumorseg.training.train import train
 
 SHARED = Path(__file__).parents[2] / "shared"
 SMALL = dict(epochs=6, width=8, depth=3, batch=8)
@@ -29,33 +24,33 @@ def work(tmp_path_factory): return tmp_path_factory.mktemp("doctor")
 
 
 @pytest.fixture(scope="module")
-def folder(work): return write_demo(work / "demo", patients=20, size=64)
+def folder(work): return ts.write_demo(work / "demo", patients=20, size=64)
 
 
 @pytest.fixture(scope="module")
-def slices(folder): return open_data(folder, 64)
+def slices(folder): return ts.open_data(folder, 64)
 
 
 @pytest.fixture(scope="module")
-def healthy(slices, work): return train(slices, work / "healthy", Config(**SMALL))
+def healthy(slices, work): return ts.train(slices, work / "healthy", ts.Config(**SMALL))
 
 
 def changed(slices, images=None, masks=None, **columns):
     images, masks = slices.images if images is None else images, slices.masks if masks is None else masks
-    return Slices(images, masks, slices.table.assign(**columns))
+    return ts.Slices(images, masks, slices.table.assign(**columns))
 
 
-def causes(*args): return [finding.cause for finding in doctor(*args)]
+def causes(*args): return [finding.cause for finding in ts.doctor(*args)]
 
 
 def test_a_healthy_set_and_run_get_no_finding(slices, healthy):
-    assert doctor(slices) == [] and doctor(slices, healthy) == []
+    assert ts.doctor(slices) == [] and ts.doctor(slices, healthy) == []
     assert "Nothing found" in findings_in_words([])
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_other_healthy_sets_get_no_finding(seed, work):
-    slices = open_data(write_demo(work / f"demo{seed}", patients=20, size=64, seed=seed), 64)
+    slices = ts.open_data(ts.write_demo(work / f"demo{seed}", patients=20, size=64, seed=seed), 64)
     for asked in (slices, changed(slices, patient="")):
         assert check_masks(asked) + check_images(asked) + check_geometry(asked) + check_leakage(asked) == []
 
@@ -93,7 +88,7 @@ DATA = {
 @pytest.mark.parametrize("name", DATA)
 def test_a_planted_fault_of_the_data_is_named_and_no_other(name, slices):
     cause, plant = DATA[name]
-    findings = doctor(plant(slices))
+    findings = ts.doctor(plant(slices))
     assert [finding.cause for finding in findings] == [cause], findings
     [finding] = findings
     assert finding.to_do in findings_in_words(findings) and finding.evidence in findings_in_words(findings)
@@ -109,9 +104,9 @@ def test_masks_in_files_are_read_for_what_they_mean_or_refused(slices, tmp_path)
                 (tmp_path / kind / part).mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(tmp_path / kind / part / f"{row}.png")
         if kind == "grey":
-            with pytest.raises(InputError, match="0, 7. Save it with 0"): open_data(tmp_path / kind, 64)
+            with pytest.raises(ts.InputError, match="0, 7. Save it with 0"): ts.open_data(tmp_path / kind, 64)
         else:
-            read = open_data(tmp_path / kind, 64)
+            read = ts.open_data(tmp_path / kind, 64)
             assert (read.masks == slices.masks[12:42]).all() and check_masks(read) == []
 
 
@@ -174,13 +169,13 @@ RUNS = {"shy": ("threshold", shy), "dead": ("network", dead), "loud": ("half pre
 def test_a_planted_fault_of_a_network_is_named_and_no_other(name, slices, healthy, work):
     cause, change = RUNS[name]
     run = other_weights(healthy, work, name, change)
-    findings = doctor(slices, run)
+    findings = ts.doctor(slices, run)
     assert [finding.cause for finding in findings] == [cause], findings
 
 
 @pytest.mark.parametrize("rate, word", [(1e-6, "low"), (1., "high")])
 def test_a_wrong_learning_rate_is_named_and_no_other(rate, word, slices, work):
-    [finding] = doctor(slices, train(slices, work / word, Config(**{**SMALL, "epochs": 3, "lr": rate})))
+    [finding] = ts.doctor(slices, ts.train(slices, work / word, ts.Config(**{**SMALL, "epochs": 3, "lr": rate})))
     assert finding.cause == "learning rate" and f"too {word}" in finding.evidence
 
 
@@ -195,7 +190,7 @@ def test_a_loss_that_was_lost_in_half_precision(slices, healthy, work, monkeypat
         for old in ("fp16", "bf16", "no"):
             config = config.replace(f'"precision": "{old}"', f'"precision": "{precision}"')
         (run / "config.json").write_text(config)
-        [finding] = doctor(slices, run)
+        [finding] = ts.doctor(slices, run)
         assert finding.cause == cause and "4 of 6 epochs" in finding.evidence, finding
 
 
@@ -205,13 +200,13 @@ def test_a_network_of_ones_own(slices, work):
             "(4, 2, 64, 64)": nn.Conv2d(1, 2, 1), "fails": nn.Conv2d(3, 1, 1)}
     for word, network in sick.items():
         before = {name: value.clone() for name, value in network.state_dict().items()}
-        [finding] = doctor(slices, network=network)
+        [finding] = ts.doctor(slices, network=network)
         assert finding.cause == "network" and word in finding.evidence, finding
         untouched = all((value == before[name]).all() for name, value in network.state_dict().items())
         assert untouched, "it was trained, not a copy"
-    run = train(slices, work / "own", Config(epochs=2, batch=8), Sigmoid())
+    run = ts.train(slices, work / "own", ts.Config(epochs=2, batch=8), Sigmoid())
     assert causes(slices, run, Sigmoid()) == ["network"]
-    [finding] = doctor(slices, run)  # without the network it cannot be loaded
+    [finding] = ts.doctor(slices, run)  # without the network it cannot be loaded
     assert finding.cause == "run" and "Sigmoid" in finding.evidence
 
 
@@ -219,36 +214,36 @@ def test_a_run_that_does_not_fit_is_a_finding(slices, folder, healthy, work):
     assert causes(slices, work / "nowhere") == ["run"]
     unfinished = shutil.copytree(healthy, work / "unfinished")
     (unfinished / "history.csv").unlink()
-    assert "not finished an epoch" in doctor(slices, unfinished)[0].evidence
+    assert "not finished an epoch" in ts.doctor(slices, unfinished)[0].evidence
     damaged = {"history.csv": ("", "epoch\n1\n"), "config.json": ("{", "[]", "{}"), "table.csv": ("name\n",),
                "model.safetensors": ("no model",)}
     for name, text in ((name, text) for name, texts in damaged.items() for text in texts):
         broken = shutil.copytree(healthy, work / f"broken{name}{len(text)}{text[:1]}")
         (broken / name).write_text(text)
         assert causes(slices, broken) == ["run"], (name, text)
-    [finding] = doctor(open_data(folder, 48), healthy)
+    [finding] = ts.doctor(ts.open_data(folder, 48), healthy)
     assert finding.cause == "run" and "(1, 64, 64)" in finding.evidence and "size 64" in finding.to_do
     rgb = changed(slices, np.repeat(slices.images, 3, 1))
     assert causes(rgb, healthy) == ["run"]
-    other = open_data(work / "demo1", 64) if (work / "demo1").exists() else slices[:60]
-    assert causes(other, healthy) == ["run"] and "other slices" in doctor(other, healthy)[0].evidence
+    other = ts.open_data(work / "demo1", 64) if (work / "demo1").exists() else slices[:60]
+    assert causes(other, healthy) == ["run"] and "other slices" in ts.doctor(other, healthy)[0].evidence
     assert causes(changed(slices, 255 - slices.images), healthy) == ["images"]
 
 
 def test_black_pictures_without_any_other_fault_are_a_short_training(slices, healthy, work):
-    findings = doctor(slices, other_weights(healthy, work, "black", black))
+    findings = ts.doctor(slices, other_weights(healthy, work, "black", black))
     assert [finding.cause for finding in findings] in (["training"], ["threshold"]) and "black" in findings[0].evidence
 
 
 @pytest.fixture(scope="module")
 def kaggle():
     if not SHARED.is_dir(): pytest.skip("the real data sets are not beside the project (../shared)")
-    return open_data(SHARED / "data/kaggle", 128)
+    return ts.open_data(SHARED / "data/kaggle", 128)
 
 
 def test_nothing_but_leakage_is_wrong_with_the_kaggle_set(kaggle):
     start = time.perf_counter()
-    findings = doctor(kaggle)
+    findings = ts.doctor(kaggle)
     print(f"doctor of {len(kaggle)} slices: {time.perf_counter() - start:.1f} s")
     assert [finding.cause for finding in findings] == ["leakage"], findings
     for _, turn in (TURNS["transposed"], TURNS["mirrored left to right"]): # boxes, and no patients known

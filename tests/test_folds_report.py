@@ -11,40 +11,34 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from tumorseg.core import InputError, UsageError
-from tumorseg.data.sources import open_data
+import tumorseg as ts
 from tumorseg.data.splits import choose_folds
-from tumorseg.demo.tumours import write_demo
 from tumorseg.evaluation import cross_validation
-from tumorseg.evaluation.cross_validation import _environment, cross_validate
-from tumorseg.evaluation.evaluate import evaluate
-from tumorseg.report import write_report
-from tumorseg.training.config import Config
-from tumorseg.training.train import train
+from tumorseg.evaluation.cross_validation import _environment
 
-CONFIG = Config(epochs=2, width=4, depth=2, batch=4)
+CONFIG = ts.Config(epochs=2, width=4, depth=2, batch=4)
 HOSTILE = '"><script>alert(1)</script>'
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_demo(tmp_path_factory.mktemp("data") / "demo", patients=8, size=64)
+    return ts.write_demo(tmp_path_factory.mktemp("data") / "demo", patients=8, size=64)
 
 
 @pytest.fixture(scope="module")
 def slices(data):
-    return open_data(data, 32)
+    return ts.open_data(data, 32)
 
 
 @pytest.fixture(scope="module")
 def done(slices, tmp_path_factory):
     out = tmp_path_factory.mktemp("cv") / "one after another"
-    cross_validate(slices, out, CONFIG, choose_folds(slices, count=3))
+    ts.cross_validate(slices, out, CONFIG, choose_folds(slices, count=3))
     return out
 
 
 def test_side_by_side_gives_what_one_after_another_gives(slices, done, tmp_path):
-    cross_validate(slices, tmp_path / "cv", CONFIG, choose_folds(slices, count=3), at_once=2)
+    ts.cross_validate(slices, tmp_path / "cv", CONFIG, choose_folds(slices, count=3), at_once=2)
     columns = ["epoch", "train_loss", "valid_loss", "valid_dice"]
     for fold in (1, 2, 3):  # another number of threads may add up in another order
         ours, theirs = (pd.read_csv(out / f"fold_{fold}/history.csv")[columns] for out in (tmp_path / "cv", done))
@@ -67,14 +61,14 @@ def test_a_failing_fold_is_told_and_the_others_go_on(slices, done, tmp_path, at_
     (out / "metrics.json").unlink()
     for fold in (1, 2): (out / f"fold_{fold}/metrics.json").unlink()
     (out / "fold_1/last/training.safetensors").write_bytes(b"damaged")
-    with pytest.raises(InputError, match="Fold 1 failed.*training.safetensors") as error:
-        cross_validate(slices, out, CONFIG, choose_folds(slices, count=3), at_once)
+    with pytest.raises(ts.InputError, match="Fold 1 failed.*training.safetensors") as error:
+        ts.cross_validate(slices, out, CONFIG, choose_folds(slices, count=3), at_once)
     assert "2 of 3 folds are finished" in str(error.value)
     assert (out / "fold_1.log").exists() and (out / "fold_2/metrics.json").exists()
     assert not (out / "metrics.json").exists()
     shutil.rmtree(out / "fold_1")  # mended by hand: the same call again does the rest
     third = (out / "fold_3/model.safetensors").stat().st_mtime_ns
-    assert cross_validate(slices, out, CONFIG, choose_folds(slices, count=3))["n_slices"] == len(slices)
+    assert ts.cross_validate(slices, out, CONFIG, choose_folds(slices, count=3))["n_slices"] == len(slices)
     assert (out / "fold_3/model.safetensors").stat().st_mtime_ns == third
 
 
@@ -123,23 +117,23 @@ def test_a_fold_whose_process_is_killed_does_not_stop_the_others(slices, done, t
         return process, output
 
     monkeypatch.setattr(cross_validation, "_start", start_and_kill)
-    with pytest.raises(InputError, match="Fold 2 failed: its process was ended by signal 9") as error:
-        cross_validate(slices, out, CONFIG, choose_folds(slices, count=3), 2)
+    with pytest.raises(ts.InputError, match="Fold 2 failed: its process was ended by signal 9") as error:
+        ts.cross_validate(slices, out, CONFIG, choose_folds(slices, count=3), 2)
     assert "2 of 3 folds are finished" in str(error.value) and (out / "fold_2.log").exists()
 
 
 def test_other_settings_folds_or_data_are_refused(slices, done):
-    with pytest.raises(InputError, match="other data, folds or settings"):
-        cross_validate(slices, done, Config(epochs=3, width=4, depth=2, batch=4), choose_folds(slices, count=3))
-    with pytest.raises(InputError, match="other folds"):
-        cross_validate(slices, done, CONFIG, choose_folds(slices, count=4))
-    with pytest.raises(UsageError, match="at_once"): cross_validate(slices, done, CONFIG, at_once=0)
+    with pytest.raises(ts.InputError, match="other data, folds or settings"):
+        ts.cross_validate(slices, done, ts.Config(epochs=3, width=4, depth=2, batch=4), choose_folds(slices, count=3))
+    with pytest.raises(ts.InputError, match="other folds"):
+        ts.cross_validate(slices, done, CONFIG, choose_folds(slices, count=4))
+    with pytest.raises(ts.UsageError, match="at_once"): ts.cross_validate(slices, done, CONFIG, at_once=0)
 
 
 def test_unknown_patients_have_no_folds_unless_the_source_brings_them(slices):
     nameless = slices.assign(patient="")
-    with pytest.raises(InputError, match="unknown"): choose_folds(nameless)
-    with pytest.raises(UsageError, match="official"): choose_folds(slices, "official")
+    with pytest.raises(ts.InputError, match="unknown"): choose_folds(nameless)
+    with pytest.raises(ts.UsageError, match="official"): choose_folds(slices, "official")
     brought = nameless.assign(split=[f"fold{i % 3 + 1}" for i in range(len(slices))])
     assert choose_folds(brought).made == "authors"
 
@@ -174,8 +168,8 @@ class Page(HTMLParser):
 def hostile(slices, tmp_path_factory):
     "A run on slices whose names, patients and splits come from somebody who means ill."
     bad = slices.assign(name=HOSTILE + slices.table["name"], patient=HOSTILE + slices.table["patient"])
-    run = train(bad, tmp_path_factory.mktemp("runs") / "<script>alert(2)<", CONFIG)
-    evaluate(run, bad)
+    run = ts.train(bad, tmp_path_factory.mktemp("runs") / "<script>alert(2)<", CONFIG)
+    ts.evaluate(run, bad)
     return run, bad
 
 
@@ -184,7 +178,7 @@ def test_the_report_is_one_whole_page_and_hostile_names_are_text(hostile):
     metrics = json.loads((run / "metrics.json").read_text())
     worse = {**metrics, HOSTILE: HOSTILE, "by_size": {HOSTILE: {"dice": .5, "low": None}}}
     (run / "metrics.json").write_text(json.dumps(worse))
-    text = write_report(run, bad).read_text(encoding="utf-8")
+    text = ts.write_report(run, bad).read_text(encoding="utf-8")
     (run / "metrics.json").write_text(json.dumps(metrics))
     page = Page(text)
     assert "script" not in page.tags and "&lt;script&gt;" in text and "<script" not in text
@@ -197,18 +191,18 @@ def test_a_run_without_scores_is_told_what_to_give(hostile, tmp_path):
     shutil.copytree(hostile[0], run)
     (run / "metrics.json").unlink()
     shutil.rmtree(run / "overlays")
-    text = write_report(run, bad).read_text(encoding="utf-8")
+    text = ts.write_report(run, bad).read_text(encoding="utf-8")
     assert "tumorseg evaluate" in text and "not scored yet" in text and Page(text).tags
 
 
 def test_what_cannot_be_reported_is_said_in_a_sentence(hostile, slices, tmp_path):
     run, bad = tmp_path / "run", hostile[1]
     shutil.copytree(hostile[0], run)
-    with pytest.raises(InputError, match="other data"): write_report(run, slices)
+    with pytest.raises(ts.InputError, match="other data"): ts.write_report(run, slices)
     (run / "overlays/worst.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match="worst.png"): write_report(run, bad)
+    with pytest.raises(ts.InputError, match="worst.png"): ts.write_report(run, bad)
     (run / "metrics.json").write_text("{")
-    with pytest.raises(InputError, match="metrics.json"): write_report(run, bad)
+    with pytest.raises(ts.InputError, match="metrics.json"): ts.write_report(run, bad)
     (run / "history.csv").unlink()
-    with pytest.raises(InputError, match="no history"): write_report(run, bad)
-    with pytest.raises(InputError, match="config.json"): write_report(tmp_path / "nowhere", bad)
+    with pytest.raises(ts.InputError, match="no history"): ts.write_report(run, bad)
+    with pytest.raises(ts.InputError, match="config.json"): ts.write_report(tmp_path / "nowhere", bad)

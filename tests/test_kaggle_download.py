@@ -7,9 +7,8 @@ import zipfile
 
 import pytest
 
-from tumorseg.core import InputError
-from tumorseg.data.sources import FETCHED, fetch, open_data
-from tumorseg.demo.tumours import write_demo
+import tumorseg as ts
+from tumorseg.data.sources import FETCHED
 
 
 @pytest.fixture
@@ -49,21 +48,21 @@ def zipped(folder):
 
 
 def test_the_set_is_downloaded_once_without_an_account(kaggle, tmp_path):
-    kaggle.archive = zipped(write_demo(tmp_path / "demo", patients=4, size=48))
-    slices, again = open_data("kaggle", 32), open_data("kaggle", 32)
+    kaggle.archive = zipped(ts.write_demo(tmp_path / "demo", patients=4, size=48))
+    slices, again = ts.open_data("kaggle", 32), ts.open_data("kaggle", 32)
     assert set(slices.table["split"]) == {"train", "valid", "test"} and again.fingerprint() == slices.fingerprint()
     [(body, account)] = [(body, account) for call, body, account in kaggle.asked if call == "DownloadDataset"]
     assert f"{body['ownerSlug']}/{body['datasetSlug']}" == FETCHED["kaggle"] and account is None
 
 
 def test_it_goes_into_the_folder_that_is_asked_for(kaggle, tmp_path):
-    kaggle.archive = zipped(write_demo(tmp_path / "demo", patients=4, size=48))
-    folder = fetch("kaggle", tmp_path / "here")
+    kaggle.archive = zipped(ts.write_demo(tmp_path / "demo", patients=4, size=48))
+    folder = ts.fetch("kaggle", tmp_path / "here")
     assert folder == tmp_path / "here" and (folder / "train/_annotations.coco.json").exists()
 
 
 @pytest.mark.parametrize("archive", [b"", b"no zip"])
 def test_a_failed_download_is_one_sentence(kaggle, archive):
     kaggle.archive = archive
-    with pytest.raises(InputError, match="kaggle.com/datasets/pkdarabi") as caught: open_data("kaggle", 32)
+    with pytest.raises(ts.InputError, match="kaggle.com/datasets/pkdarabi") as caught: ts.open_data("kaggle", 32)
     assert len(caught.value.problems) == 1

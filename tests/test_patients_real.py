@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tumorseg.core import InputError
+import tumorseg as ts
 from tumorseg.data.patients import leaking_patients, split_in_words, split_state
-from tumorseg.data.sources import open_data
-from tumorseg.data.splits import choose_split, load_folds, patient_folds, save_folds, split_by
+from tumorseg.data.splits import load_folds, patient_folds, save_folds, split_by
 
 SHARED = Path(__file__).parents[2] / "shared"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not beside the project (../shared)")
@@ -21,14 +20,14 @@ def work(tmp_path_factory): return tmp_path_factory.mktemp("patients")
 
 @pytest.fixture(scope="module")
 def kaggle(work):
-    return open_data(SHARED / "data/kaggle", 64, patients=SHARED / "data/cheng/patients.csv", cache=work / "cache")
+    return ts.open_data(SHARED / "data/kaggle", 64, patients=SHARED / "data/cheng/patients.csv", cache=work / "cache")
 
 
 def test_the_official_split_leaks(kaggle):
     assert split_state(kaggle) == "leak" and len(leaking_patients(kaggle)) > 100
     assert "429 of 429 slices of valid and 210 of 215 slices of test" in split_in_words(kaggle)
-    with pytest.raises(InputError, match="--split patients"): choose_split(kaggle)
-    assert choose_split(kaggle, "official") is kaggle
+    with pytest.raises(ts.InputError, match="--split patients"): ts.choose_split(kaggle)
+    assert ts.choose_split(kaggle, "official") is kaggle
 
 
 def test_folds_of_the_kaggle_set(kaggle, work):
@@ -39,15 +38,15 @@ def test_folds_of_the_kaggle_set(kaggle, work):
     assert max(shares) - min(shares) < .15
     save_folds(work / "folds.json", folds)
     for fold in range(1, 6):
-        chosen = choose_split(kaggle, str(work / "folds.json"), fold=fold)
+        chosen = ts.choose_split(kaggle, str(work / "folds.json"), fold=fold)
         assert split_state(chosen) == "separate" and chosen.folds == folds == load_folds(work / "folds.json")
-    with pytest.raises(InputError, match="another data set"): split_by(kaggle[:2000], folds)
+    with pytest.raises(ts.InputError, match="another data set"): split_by(kaggle[:2000], folds)
 
 
 def test_the_authors_folds(work):
     subprocess.run([sys.executable, SHARED / "tools/figshare_mat.py", work / "mat"], check=True, capture_output=True)
-    figshare = open_data(work / "mat", 64, cache=work / "cache")
-    chosen = choose_split(figshare, fold=2)
+    figshare = ts.open_data(work / "mat", 64, cache=work / "cache")
+    chosen = ts.choose_split(figshare, fold=2)
     folds = chosen.folds
     assert folds.made == "authors" and folds.count == 5 and split_state(chosen) == "separate"
     assert set(figshare.table["split"][chosen.table["split"] == "test"]) == {"fold2"}

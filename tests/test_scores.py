@@ -11,15 +11,14 @@ from scipy.spatial.distance import directed_hausdorff
 from scipy.special import expit
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
+import tumorseg as ts
 from tumorseg.core import save_table
-from tumorseg.data.slices import Slices
-from tumorseg.evaluation.evaluate import evaluate, score_slices, summarise
+from tumorseg.evaluation.evaluate import score_slices, summarise
 from tumorseg.metrics.calibration import calibration_error, fit_temperature, logit_counts
 from tumorseg.metrics.intervals import bootstrap_interval
 from tumorseg.metrics.masks import count_masks, count_tumours, dice, iou, precision, recall, surface_scores
 from tumorseg.model.checkpoint import save_model
 from tumorseg.model.inference import ModelInfo
-from tumorseg.training.run import Run
 
 RNG = np.random.default_rng(0)
 
@@ -138,7 +137,7 @@ def slices_of(masks, said=None):
     "Slices whose images are bright where `BrightIsTumour` is to say tumour."
     table = pd.DataFrame(dict(name=[f"{i}.png" for i in range(len(masks))], split="test", patient="", category=1,
                               label="contour", height=37, width=37))
-    return Slices(np.uint8(masks if said is None else said)[:, None] * np.uint8(200), np.uint8(masks), table)
+    return ts.Slices(np.uint8(masks if said is None else said)[:, None] * np.uint8(200), np.uint8(masks), table)
 
 
 SMALLEST = {"nothing": (TRUTH[:1], SAID[:1]), "false alarm": (TRUTH[:1], ~SAID[:1]), "miss": (TRUTH[2:3], SAID[:1]),
@@ -148,7 +147,7 @@ SMALLEST = {"nothing": (TRUTH[:1], SAID[:1]), "false alarm": (TRUTH[:1], ~SAID[:
 @pytest.mark.parametrize("case", SMALLEST)
 def test_the_smallest_sets_give_a_summary_that_json_can_hold(tmp_path, case):
     save_model(tmp_path / "model.safetensors", BrightIsTumour(), ModelInfo(37, (0.,), (1.,)))
-    summary = evaluate(tmp_path, slices_of(*SMALLEST[case]), network=BrightIsTumour())
+    summary = ts.evaluate(tmp_path, slices_of(*SMALLEST[case]), network=BrightIsTumour())
     assert json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail) == summary
     assert summary["dice_ci_low"] <= summary["dice_mean"] <= summary["dice_ci_high"]
     assert summary["dice_mean"] == (0 if case in ("false alarm", "miss") else 1)
@@ -159,6 +158,6 @@ def test_names_and_patients_that_look_like_numbers_or_nothing_stay_text(tmp_path
     slices = slices_of(TRUTH[:3])
     slices.table["name"], slices.table["patient"] = ["007", "NA", "nan"], ["01", "1", "None"]
     save_table(tmp_path / "slices.csv", score_slices(SAID[:3].astype(np.float32), slices, .5))
-    scores = Run(tmp_path).scores
+    scores = ts.Run(tmp_path).scores
     assert scores["name"].tolist() == ["007", "NA", "nan"] and scores["patient"].tolist() == ["01", "1", "None"]
     assert summarise(scores)["n_patients"] == 3

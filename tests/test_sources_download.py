@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 
-from tumorseg.core import InputError
+import tumorseg as ts
 from tumorseg.data.download import _MAX_FILE, download_article, unpack
 
 
@@ -99,7 +99,7 @@ def test_a_broken_connection_is_taken_up_again(tmp_path):
 
 def test_what_arrived_is_kept_when_the_server_goes_silent(tmp_path):
     with Figshare(lambda handler, start: handler.rest(start, 20_000)) as figshare:
-        with pytest.raises(InputError, match="the connection broke.*is kept: try again"): figshare.fetch(tmp_path)
+        with pytest.raises(ts.InputError, match="the connection broke.*is kept: try again"): figshare.fetch(tmp_path)
     arrived = (tmp_path / "slices.zip.part").stat().st_size
     assert 5 * 16_000 < arrived < len(SLICES)
     with Figshare() as figshare: assert "3.mat" in names(figshare.fetch(tmp_path)) and figshare.ranges == [arrived]
@@ -120,7 +120,7 @@ def test_a_range_that_is_refused_starts_anew(tmp_path):
 def test_a_server_that_is_busy_costs_nothing(tmp_path):
     (tmp_path / "slices.zip.part").write_bytes(SLICES[:1000])
     with Figshare(lambda handler, start: handler.reply(503, b"")) as figshare:
-        with pytest.raises(InputError, match="answered 503.*is kept"): figshare.fetch(tmp_path)
+        with pytest.raises(ts.InputError, match="answered 503.*is kept"): figshare.fetch(tmp_path)
     assert (tmp_path / "slices.zip.part").read_bytes() == SLICES[:1000]
 
 
@@ -129,7 +129,7 @@ def test_the_checksum_is_looked_at(tmp_path):
     with Figshare() as figshare:
         assert "1.mat" in names(figshare.fetch(tmp_path)) and figshare.ranges == [1000, 0] # then from the beginning
     with Figshare(md5="0" * 32) as figshare:
-        with pytest.raises(InputError, match="MD5 hash.*does not match"): figshare.fetch(tmp_path / "wrong")
+        with pytest.raises(ts.InputError, match="MD5 hash.*does not match"): figshare.fetch(tmp_path / "wrong")
         assert names(tmp_path / "wrong") == []
 
 
@@ -148,12 +148,12 @@ def test_what_was_killed_before_the_last_step_is_not_downloaded_again(tmp_path):
 ])
 def test_an_answer_that_is_no_file(tmp_path, status, words):
     with Figshare(lambda handler, start: handler.reply(status, b"")) as figshare:
-        with pytest.raises(InputError, match=f"{words}.*by hand"): figshare.fetch(tmp_path)
+        with pytest.raises(ts.InputError, match=f"{words}.*by hand"): figshare.fetch(tmp_path)
     assert names(tmp_path) == []
 
 
 def test_no_server(tmp_path):
-    with pytest.raises(InputError, match="no answer from the server"): download_article(5, tmp_path, "http://127.0.0.1:9")
+    with pytest.raises(ts.InputError, match="no answer from the server"): download_article(5, tmp_path, "http://127.0.0.1:9")
 
 
 def test_more_than_was_announced_is_not_taken(tmp_path):
@@ -163,7 +163,7 @@ def test_more_than_was_announced_is_not_taken(tmp_path):
         while len(sent) < 100:
             handler.wfile.write(b"x" * 1_000_000)
             sent.append(1)
-    with Figshare(endless) as figshare, pytest.raises(InputError): figshare.fetch(tmp_path)
+    with Figshare(endless) as figshare, pytest.raises(ts.InputError): figshare.fetch(tmp_path)
     assert len(sent) < 60 and sum(path.stat().st_size for path in tmp_path.iterdir()) <= len(SLICES)
 
 
@@ -173,7 +173,7 @@ def test_a_listing_that_is_none(tmp_path, listing):
     with Figshare(listing=listing) as figshare:
         if listing == b"{}": assert names(figshare.fetch(tmp_path)) == []
         else:
-            with pytest.raises(InputError, match="did not work"): figshare.fetch(tmp_path)
+            with pytest.raises(ts.InputError, match="did not work"): figshare.fetch(tmp_path)
     assert not (tmp_path.parent / "a.zip").exists()
 
 
@@ -188,7 +188,7 @@ def test_an_archive_brought_by_hand_is_taken_and_left(tmp_path):
 def test_no_path_leaves_the_folder(tmp_path, name):
     (tmp_path / "to").mkdir()
     (tmp_path / "evil.zip").write_bytes(zipped({"2.mat": b"good", name: b"evil"}))
-    with pytest.raises(InputError, match="leaves the folder"): unpack(tmp_path / "evil.zip", tmp_path / "to")
+    with pytest.raises(ts.InputError, match="leaves the folder"): unpack(tmp_path / "evil.zip", tmp_path / "to")
     assert names(tmp_path / "to") == [] and names(tmp_path) == ["evil.zip", "to"]
 
 
@@ -199,5 +199,5 @@ def test_a_bomb_and_a_cut_archive(tmp_path):
     (tmp_path / "cut.zip").write_bytes(SLICES[:-30])
     (tmp_path / "out").mkdir()
     for name in ("bomb.zip", "cut.zip"):
-        with pytest.raises(InputError, match=name): unpack(tmp_path / name, tmp_path / "out")
+        with pytest.raises(ts.InputError, match=name): unpack(tmp_path / name, tmp_path / "out")
     assert names(tmp_path / "out") == []

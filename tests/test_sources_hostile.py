@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from tumorseg.core import InputError
+import tumorseg as ts
 from tumorseg.data.coco import COCO_NAME
-from tumorseg.data.sources import open_data
 
 
 def slice_fields(**changes):
@@ -29,7 +28,7 @@ def write(path, **changes):
 
 
 def problems(folder, tmp_path, **options):
-    with pytest.raises(InputError) as caught: open_data(folder, size=32, cache=tmp_path / "cache", **options)
+    with pytest.raises(ts.InputError) as caught: ts.open_data(folder, size=32, cache=tmp_path / "cache", **options)
     assert not list((tmp_path / "cache").glob("*")), "something was kept of what could not be read"
     return caught.value.problems
 
@@ -42,7 +41,7 @@ def folder(tmp_path):
 
 
 def test_the_good_one_is_good(folder, tmp_path):
-    slices = open_data(folder, size=64, cache=tmp_path / "cache")
+    slices = ts.open_data(folder, size=64, cache=tmp_path / "cache")
     assert (slices.masks[0] == slice_fields()["tumorMask"].T).all() and slices.table.iloc[0]["patient"] == "10"
     assert slices.images[0, 0].max() == 255 and slices.images[0, 0].min() == 0
 
@@ -115,7 +114,7 @@ def test_nothing_is_read_from_other_files(folder, tmp_path):
 def test_folds(folder, tmp_path):
     for number in (2, 3): write(folder / f"{number}.mat")
     savemat(folder / "cvind.mat", {"cvind": np.array([[2.], [1.], [2.]])}) # the older format does for a row of numbers
-    assert open_data(folder, 32, cache=tmp_path / "a").table["split"].tolist() == ["fold1", "fold2", "fold2"]
+    assert ts.open_data(folder, 32, cache=tmp_path / "a").table["split"].tolist() == ["fold1", "fold2", "fold2"]
     for bad in (np.array([[1.5, 1, 1]]), np.array([[1., 2.]]), np.array([[np.nan, 1, 1]])):
         with h5py.File(folder / "cvind.mat", "w") as file: file["cvind"] = bad
         assert "cvind.mat" in problems(folder, tmp_path)[0]
@@ -126,7 +125,7 @@ def test_folds(folder, tmp_path):
 def test_the_archives_folders_and_a_number_twice(folder, tmp_path):
     for name in ("a", "b"): (tmp_path / "set" / name).mkdir(parents=True)
     for name in ("a/1.mat", "b/2.mat"): shutil.copy(folder / "1.mat", tmp_path / "set" / name)
-    assert open_data(tmp_path / "set", 32, cache=tmp_path / "a").table["name"].tolist() == ["a/1.mat", "b/2.mat"]
+    assert ts.open_data(tmp_path / "set", 32, cache=tmp_path / "a").table["name"].tolist() == ["a/1.mat", "b/2.mat"]
     (tmp_path / "set/b/2.mat").rename(tmp_path / "set/b/1.mat")
     assert "twice" in problems(tmp_path / "set", tmp_path)[0]
 
@@ -142,7 +141,7 @@ def test_masks_and_pictures(tmp_path):
             Image.fromarray(mask).save(base / split / f"masks/{name}.png")
     put(ones=mask, rgb=np.stack([mask * 255] * 3, 2), bits=mask.astype(bool))
     put("test", whole=mask * 0 + 1)
-    slices = open_data(base, 40, cache=tmp_path / "good")
+    slices = ts.open_data(base, 40, cache=tmp_path / "good")
     assert (slices.masks[:3] == mask).all() and slices.images.shape[1] == 1
     assert slices.table["split"].tolist() == ["train"] * 3 + ["test"]
     assert slices.table["label"].tolist() == ["contour"] * 3 + ["box"]
@@ -176,5 +175,5 @@ def test_lgg_from_the_archive_is_read_once(tmp_path):
         for number in (1, 2):
             Image.fromarray(np.full((20, 20, 3), (1, 90, 200), np.uint8)).save(patient / f"{patient.name}_{number}.tif")
             Image.fromarray(np.zeros((20, 20), np.uint8)).save(patient / f"{patient.name}_{number}_mask.tif")
-    slices = open_data(tmp_path / "lgg", 20, cache=tmp_path / "cache")
+    slices = ts.open_data(tmp_path / "lgg", 20, cache=tmp_path / "cache")
     assert slices.images[0, :, 5, 5].tolist() == [1, 90, 200] and slices.table["label"].tolist() == ["", ""]

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tumorseg as ts
 from tumorseg.data.experts import expert_contours, find_partners, partners_in_words
-from tumorseg.data.sources import open_data
 
 SHARED = Path(__file__).parents[2] / "shared"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not beside the project (../shared)")
@@ -20,15 +20,15 @@ def work(tmp_path_factory): return tmp_path_factory.mktemp("real")
 @pytest.fixture(scope="module")
 def figshare(work):
     subprocess.run([sys.executable, SHARED / "tools/figshare_mat.py", work / "mat"], check=True, capture_output=True)
-    return open_data(work / "mat", 128, cache=work / "cache")
+    return ts.open_data(work / "mat", 128, cache=work / "cache")
 
 
 @pytest.fixture(scope="module")
-def kaggle(work): return open_data(SHARED / "data/kaggle", 128, cache=work / "cache")
+def kaggle(work): return ts.open_data(SHARED / "data/kaggle", 128, cache=work / "cache")
 
 
 def test_lgg(work):
-    slices = open_data(SHARED / "data/lgg", 256, cache=work / "cache")
+    slices = ts.open_data(SHARED / "data/lgg", 256, cache=work / "cache")
     assert slices.images.shape == (114, 3, 256, 256) and slices.table["patient"].nunique() == 3
     assert (slices.table["label"] == "").sum() == 64 and slices.masks.any((1, 2)).sum() == 50
 

@@ -12,16 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
-from tumorseg.core import InputError
+import tumorseg as ts
 from tumorseg.data.slices import TABLE, load_slices
-from tumorseg.data.sources import open_data
-from tumorseg.demo.tumours import write_demo
 from tumorseg.model.checkpoint import load_model
 from tumorseg.model.inference import best_device
-from tumorseg.training.config import Config
-from tumorseg.training.train import train
 
-CONFIG = Config(epochs=6, width=4, depth=2, batch=4)
+CONFIG = ts.Config(epochs=6, width=4, depth=2, batch=4)
 QUIET = dict(on_epoch=lambda *_: None)
 CHILD = """
 import sys
@@ -38,12 +34,12 @@ on_cpu = pytest.mark.skipif(best_device().type != "cpu", reason="bit-identical o
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_demo(tmp_path_factory.mktemp("data") / "demo", patients=8, size=64)
+    return ts.write_demo(tmp_path_factory.mktemp("data") / "demo", patients=8, size=64)
 
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    return train(open_data(data, 48), tmp_path_factory.mktemp("whole") / "run", CONFIG, **QUIET)
+    return ts.train(ts.open_data(data, 48), tmp_path_factory.mktemp("whole") / "run", CONFIG, **QUIET)
 
 
 def same(run, whole):
@@ -98,7 +94,7 @@ def test_twenty_kills_end_in_the_same_bits(data, whole, tmp_path):
 
 @on_cpu
 def test_a_kill_while_a_checkpoint_is_written(data, whole, tmp_path, monkeypatch):
-    slices, written = open_data(data, 48), []
+    slices, written = ts.open_data(data, 48), []
     class Killed(BaseException): pass
     import tumorseg.core as ground
     real = os.replace
@@ -107,9 +103,9 @@ def test_a_kill_while_a_checkpoint_is_written(data, whole, tmp_path, monkeypatch
         if len(written) == 9: raise Killed
         real(aside, path)
     monkeypatch.setattr(ground.os, "replace", replace)
-    with pytest.raises(Killed): train(slices, tmp_path / "run", CONFIG, **QUIET)
+    with pytest.raises(Killed): ts.train(slices, tmp_path / "run", CONFIG, **QUIET)
     monkeypatch.undo()
-    train(slices, tmp_path / "run", **QUIET)
+    ts.train(slices, tmp_path / "run", **QUIET)
     assert same(tmp_path / "run", whole)
 
 
@@ -120,44 +116,45 @@ def test_ctrl_c_keeps_the_step_and_says_how_to_go_on(data, whole, tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode != 0 and "--resume" in said and "everything is kept" in said
-    train(open_data(data, 48), tmp_path / "run", **QUIET)
+    ts.train(ts.open_data(data, 48), tmp_path / "run", **QUIET)
     assert same(tmp_path / "run", whole)
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(data, whole, tmp_path, monkeypatch):
     import tumorseg.training.train as training
-    slices, real, run = open_data(data, 48), training.save_training, tmp_path / "run"
+    slices, real, run = ts.open_data(data, 48), training.save_training, tmp_path / "run"
     def full(path, *rest):
         if len(pd.read_csv(run / "history.csv") if (run / "history.csv").exists() else []) >= 2:
-            raise InputError(f"{path}: cannot be written (No space left on device). Free some space.")
+            raise ts.InputError(f"{path}: cannot be written (No space left on device). Free some space.")
         real(path, *rest)
     monkeypatch.setattr(training, "save_training", full)
-    with pytest.raises(InputError, match="No space left"): train(slices, run, CONFIG, **QUIET)
+    with pytest.raises(ts.InputError, match="No space left"): ts.train(slices, run, CONFIG, **QUIET)
     monkeypatch.undo()
-    train(slices, run, **QUIET)
+    ts.train(slices, run, **QUIET)
     assert best_device().type != "cpu" or same(run, whole)
 
 
 def test_other_settings_networks_or_data_are_refused_and_nothing_is_lost(data, whole):
-    slices, before = open_data(data, 48), (whole / "last" / "training.safetensors").read_bytes()
+    slices, before = ts.open_data(data, 48), (whole / "last" / "training.safetensors").read_bytes()
     other = torch.nn.Conv2d(1, 1, 1)
-    with pytest.raises(InputError, match="another network"): train(slices, whole, network=other, **QUIET)
-    with pytest.raises(InputError, match="other data"): train(open_data(data, 32), whole, **QUIET)
-    with pytest.raises(InputError, match="other settings .lr"): train(slices, whole, replace(CONFIG, lr=.1), **QUIET)
+    with pytest.raises(ts.InputError, match="another network"): ts.train(slices, whole, network=other, **QUIET)
+    with pytest.raises(ts.InputError, match="other data"): ts.train(ts.open_data(data, 32), whole, **QUIET)
+    with pytest.raises(ts.InputError, match="other settings .lr"):
+        ts.train(slices, whole, replace(CONFIG, lr=.1), **QUIET)
     assert (whole / "last" / "training.safetensors").read_bytes() == before
 
 
 def test_early_stopping_waits_for_patience(data, tmp_path):
-    config = Config(epochs=50, width=4, depth=1, batch=4, lr=1e-7, patience=2)
-    history = pd.read_csv(train(open_data(data, 48), tmp_path / "run", config, **QUIET) / "history.csv")
+    config = ts.Config(epochs=50, width=4, depth=1, batch=4, lr=1e-7, patience=2)
+    history = pd.read_csv(ts.train(ts.open_data(data, 48), tmp_path / "run", config, **QUIET) / "history.csv")
     assert len(history) < 50 and len(history) - 1 - history["valid_dice"].argmax() == 2
 
 
 def test_a_tracker_gets_every_epoch(data, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    config = Config(epochs=2, width=4, depth=1, batch=4)
-    run = train(open_data(data, 48), tmp_path / "run", config, tracker="tensorboard", **QUIET)
+    config = ts.Config(epochs=2, width=4, depth=1, batch=4)
+    run = ts.train(ts.open_data(data, 48), tmp_path / "run", config, tracker="tensorboard", **QUIET)
     events = EventAccumulator(str(next(run.path.rglob("events.out*")).parent))
     events.Reload()
     logged = [event.value for event in events.Scalars("valid_dice")]

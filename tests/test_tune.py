@@ -11,15 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import tumorseg as ts
 import tumorseg.tuning.tune
-from tumorseg.core import InputError, UsageError
-from tumorseg.data.slices import Slices
-from tumorseg.data.sources import open_data
-from tumorseg.demo.tumours import write_demo
-from tumorseg.training.config import Config, load_config
-from tumorseg.tuning.tune import tune
+from tumorseg.training.config import load_config
 
-SMALL = Config(epochs=4, width=4, depth=2, batch=4, ema=.5)
+SMALL = ts.Config(epochs=4, width=4, depth=2, batch=4, ema=.5)
 SPACE = {"lr": (1e-3, 3e-2, "log"), "rotation_p": (0., 1.)}
 KEYS = ["stage", "trial"]
 
@@ -57,7 +53,7 @@ tumorseg.tuning.tune.tune(lambda size: open_data(data, size), out, int(trials), 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_demo(tmp_path_factory.mktemp("data") / "demo", patients=8, size=48)
+    return ts.write_demo(tmp_path_factory.mktemp("data") / "demo", patients=8, size=48)
 
 
 def search(data, out, log, trials, storage="", kind="real", **environment):
@@ -140,16 +136,16 @@ class Watched:
 def test_the_test_split_is_never_read(data, tmp_path, monkeypatch):
     watched, seen = [], set()
     def open_at(size):
-        slices = open_data(data, size)
+        slices = ts.open_data(data, size)
         watched.extend((Watched(slices.images), Watched(slices.masks)))
-        return Slices(*watched[-2:], slices.table)
+        return ts.Slices(*watched[-2:], slices.table)
     own = tumorseg.tuning.tune.train
     def noted(slices, *args, **calls):
         seen.update(slices.table["name"])
         return own(slices, *args, **calls)
     monkeypatch.setattr(tumorseg.tuning.tune, "train", noted)
-    best = tune(open_at, tmp_path / "search", 4, space={**SPACE, "size": [32, 48]}, start=SMALL, size=32)
-    table = open_data(data, 32).table
+    best = ts.tune(open_at, tmp_path / "search", 4, space={**SPACE, "size": [32, 48]}, start=SMALL, size=32)
+    table = ts.open_data(data, 32).table
     test = set(np.flatnonzero(table["split"] == "test"))
     assert test and all(each.read and not each.read & test for each in watched)
     assert seen == set(table["name"][table["split"] != "test"])
@@ -179,22 +175,22 @@ def fake(monkeypatch):
 
 def test_a_search_beats_a_bad_start_and_says_so_where_it_does_not(data, tmp_path, fake):
     fake(stub())
-    open_at = lambda size: open_data(data, size)
-    found = tune(open_at, tmp_path / "bad", 14, space=SPACE, start=Config(lr=.02), size=32)
+    open_at = lambda size: ts.open_data(data, size)
+    found = ts.tune(open_at, tmp_path / "bad", 14, space=SPACE, start=ts.Config(lr=.02), size=32)
     assert found["better"] and abs(np.log10(found["config"]["lr"] / 4e-3)) < .3
-    none = tune(open_at, tmp_path / "good", 6, space=SPACE, start=Config(lr=4e-3), size=32)
+    none = ts.tune(open_at, tmp_path / "good", 6, space=SPACE, start=ts.Config(lr=4e-3), size=32)
     assert not none["better"] and none["trial"] == 0
-    assert load_config(tmp_path / "good/best.json") == (Config(lr=4e-3), 32)
-    again = tune(open_at, tmp_path / "again", 14, space=SPACE, start=Config(lr=.02), size=32)
+    assert load_config(tmp_path / "good/best.json") == (ts.Config(lr=4e-3), 32)
+    again = ts.tune(open_at, tmp_path / "again", 14, space=SPACE, start=ts.Config(lr=.02), size=32)
     assert again == found  # the seed makes the search
-    tune(open_at, tmp_path / "other", 4, space=SPACE, start=Config(lr=.02), size=32, seed=1)
+    ts.tune(open_at, tmp_path / "other", 4, space=SPACE, start=ts.Config(lr=.02), size=32, seed=1)
     first, other = (pd.read_csv(tmp_path / name / "trials.csv")["lr"] for name in ("bad", "other"))
     assert first[0] == other[0] and first[1] != other[1]
 
 
 def test_a_start_outside_the_space_is_still_trial_0(data, tmp_path, fake):
     fake(stub())
-    tune(lambda size: open_data(data, size), tmp_path / "search", 6, space=SPACE, start=Config(lr=.5), size=32)
+    ts.tune(lambda size: ts.open_data(data, size), tmp_path / "search", 6, space=SPACE, start=ts.Config(lr=.5), size=32)
     table = pd.read_csv(tmp_path / "search/trials.csv")
     assert (table.query("start")["lr"] == .5).all() and table.query("start")["trial"].tolist() == [0, 0]
     assert table.query("not start")["lr"].between(1e-3, 3e-2).all()
@@ -206,27 +202,27 @@ def test_a_failing_trial_is_recorded_and_five_in_a_row_end_the_search(data, tmp_
         if run.name in ("cheap-0001", "cheap-0003", "full-0001"): raise RuntimeError("CUDA out of memory")
         return train(slices, run, config, **calls)
     fake(breaks)
-    open_at = lambda size: open_data(data, size)
-    found = tune(open_at, tmp_path / "some", 12, space=SPACE, start=Config(), size=32)
+    open_at = lambda size: ts.open_data(data, size)
+    found = ts.tune(open_at, tmp_path / "some", 12, space=SPACE, start=ts.Config(), size=32)
     table = pd.read_csv(tmp_path / "some/trials.csv")
     assert table["state"].tolist().count("failed") == 3 and len(table) == 12
     assert table["error"].str.contains("out of memory").sum() == 3
     assert found["trial"] in (0, 2)
     def never(*_, **__): raise RuntimeError("no such device")
     fake(never)
-    with pytest.raises(InputError, match="last 5 trials failed.*no such device"):
-        tune(open_at, tmp_path / "all", 12, space=SPACE, start=Config(), size=32)
+    with pytest.raises(ts.InputError, match="last 5 trials failed.*no such device"):
+        ts.tune(open_at, tmp_path / "all", 12, space=SPACE, start=ts.Config(), size=32)
     assert len(pd.read_csv(tmp_path / "all/trials.csv")) >= 4
 
 
 def test_a_trial_that_runs_when_the_time_is_over_is_stopped_and_gone_on_with(data, tmp_path, fake):
     fake(stub(epoch=lambda: time.sleep(.4)))
-    out, start, open_at = tmp_path / "search", Config(epochs=16), lambda size: open_data(data, size)
-    best = tune(open_at, out, seconds=1, space=SPACE, start=start, size=32)
+    out, start, open_at = tmp_path / "search", ts.Config(epochs=16), lambda size: ts.open_data(data, size)
+    best = ts.tune(open_at, out, seconds=1, space=SPACE, start=start, size=32)
     table = pd.read_csv(out / "trials.csv")
     assert table["state"].tolist() == ["stopped"] and 1 <= table["epochs"][0] < 4 and best["trial"] is None
     fake(stub())
-    tune(open_at, out, 4, space=SPACE, start=start, size=32)
+    ts.tune(open_at, out, 4, space=SPACE, start=start, size=32)
     after = pd.read_csv(out / "trials.csv")
     assert after["state"].tolist().count("complete") == 4 and after.query("before == 0")["epochs"].tolist() == [4]
     assert not (out / "trials/cheap-0000").exists()
@@ -237,5 +233,6 @@ def test_a_trial_that_runs_when_the_time_is_over_is_stopped_and_gone_on_with(dat
                                    dict(trials=2), dict(trials=None, seconds=-1), dict(storage="shared.journal")])
 def test_a_wrong_search_is_refused_before_the_data_is_opened(tmp_path, wrong):
     def never(size): raise AssertionError("opened")
-    with pytest.raises(UsageError) as caught: tune(never, tmp_path / "search", **{"trials": 8, "space": SPACE, **wrong})
+    with pytest.raises(ts.UsageError) as caught:
+        ts.tune(never, tmp_path / "search", **{"trials": 8, "space": SPACE, **wrong})
     assert "\n" not in str(caught.value) and not (tmp_path / "search").exists()
