@@ -61,7 +61,7 @@ def patient_folds(slices: Slices, # their patients known
 def authors_folds(slices: Slices, # whose splits are fold1, fold2, ..., as figshare's with cvind.mat
                   ) -> Folds:
     "The folds that the source itself gives; InputError where it gives none."
-    numbers = slices.table["split"].str.extract(r"^fold([1-9][0-9]?)$", expand=False).fillna(0).astype(int)
+    numbers = slices.table["split"].str.extract(r"^fold([1-9][0-9]?)$", expand=False).fillna("0").astype(int)
     found = sorted(set(numbers))
     if found != list(range(1, len(found) + 1)) or len(found) < 3:
         raise InputError(f"The source gives no folds of its own but {', '.join(slices.table['split'].unique()[:6])}. "
