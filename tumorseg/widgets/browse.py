@@ -182,8 +182,7 @@ class Browser(_Viewer):
         if self.kind.value == "tagged": chosen &= table["name"].isin(read_tags(self.tags_file)["name"]).to_numpy()
         rows = _in_order(self.models, self.order.value, self._at, self.pixels)
         self.rows = rows[chosen[rows]]
-        count = len(self.rows)
-        self._set(self.slice, value=1, max=max(2, count), disabled=count < 2) # a slider needs two ends
+        self._set(self.slice, value=1, max=max(2, len(self.rows)), disabled=len(self.rows) < 2) # it needs two ends
         self._redraw()
 
     def _redraw(self) -> None:
