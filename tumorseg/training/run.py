@@ -54,8 +54,8 @@ def start_run(slices: Slices, # with the splits "train" and "valid"
               network: nn.Module, # what will be trained
               ) -> None:
     "Write table.csv, folds.json, config.json. InputError where the folder holds a training or a split is missing."
-    run = Run(run)
-    if run.begun: raise InputError(f"{run}: holds a training already. Choose another folder.")
+    run = Path(run)
+    if (run / "config.json").exists(): raise InputError(f"{run}: holds a training already. Choose another folder.")
     for split in ("train", "valid"): slices.rows_of(split) # says which one is missing, before anything is written
     if slices.folds: save_folds(run / "folds.json", slices.folds)
     save_table(run / "table.csv", slices.table)
