@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ..data.slices import Slices
-from ..pictures import BLACK, BLUE, BOX, GREEN, GREY, ORANGE, PURPLE, TRUTH
+from ..pictures import BLACK, BLUE, BOX, GREEN, GREY, ORANGE, RED_PURPLE, TRUTH
 
 # %% ../../nbs/quality/02_overview.ipynb #01d52962
 def count_subsets(slices: Slices, # any source
@@ -29,7 +29,7 @@ def count_subsets(slices: Slices, # any source
                          "patients": groups["patient"].agg(lambda values: values[values != ""].nunique())})
 
 # %% ../../nbs/quality/02_overview.ipynb #efad170d
-_SHADES = (BLUE, ORANGE, GREEN, PURPLE)
+_SHADES = (BLUE, ORANGE, GREEN, RED_PURPLE)
 
 def plot_subsets(counts: pd.DataFrame, # from `count_subsets`
                  title: str = "", # names the data set

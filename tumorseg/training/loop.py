@@ -151,13 +151,12 @@ def _gradients_that_fit(loop: "Loop", rows: np.ndarray, factors: np.ndarray, ang
         if loop.device.type == "cuda": torch.cuda.empty_cache()
         print(f"Out of memory: each batch is now computed in {loop.place['parts']} parts.", file=sys.stderr)
 
-# %% ../../nbs/training/02_loop.ipynb #c0b8fa31
 def _floats(*values: Tensor) -> list[Tensor]: return [value for value in values if value.is_floating_point()]
 
+# %% ../../nbs/training/02_loop.ipynb #c0b8fa31
 class Loop:
     "A network in training, the average of its weights, optimiser, and `place`: how far it has come, ready for JSON."
     bad_steps = 10 # so many in a row end the training
-
     def __init__(self,
                  slices: Slices, # all of them
                  info: ModelInfo, # size and normalisation
@@ -186,8 +185,7 @@ class Loop:
              rate: float, # learning rate
              ) -> tuple[Tensor, Tensor]: # loss (0 where skipped) and whether it was skipped, on the device
         "One step of the training. InputError where not even one slice fits into memory."
-        number = self.place["step"]
-        before = [value.clone() for value in self.buffers]
+        number, before = self.place["step"], [value.clone() for value in self.buffers]
         # 1) The draws follow from the seed and the step's number: a resumed training has the same
         factors, angles = draw_augmentation(len(rows), self.config, [self.config.seed, number])
         # 2) In smaller parts where memory is too small, which may be after hours

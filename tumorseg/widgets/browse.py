@@ -13,7 +13,7 @@ import ipywidgets as widgets
 import numpy as np
 
 from ..core import InputError
-from ..evaluation.predictions import KINDS, Predictions, differing, in_order, of_kind, orders
+from ..evaluation.predictions import SLICE_KINDS, Predictions, differing, in_order, of_kind, orders
 from ..pictures import to_png
 from .gallery import STYLES, VIEWS, describe, draw_pair, draw_slice, draw_strip
 from .tags import TAGS, export_picture, export_wrong, read_tags, tag_of, tag_slice
@@ -155,13 +155,12 @@ class Browser(_Viewer):
         super().__init__(models)
         self.tags_file, table = self.predictions.folder / "tags.csv", self.predictions.slices.table
         self.order = _choice("Order", _orders(models))
-        self.kind = _choice("Only", (*(KINDS if self.predictions.truth else KINDS[:1]), "tagged"))
+        self.kind = _choice("Only", (*(SLICE_KINDS if self.predictions.truth else SLICE_KINDS[:1]), "tagged"))
         categories = [(str(number or "none"), number) for number in sorted(set(map(int, table["category"])))]
         self.category = _choice("Category", [("all", "all"), *categories]) # not None for all, which shows blank
         self.again, self.save = _button("Sort again", "sort"), _button("Save picture", "image")
         self.tag = _choice("Tag", [("no tag", ""), *((tag, tag) for tag in TAGS)])
-        self.note = _control(widgets.Text, "Note", continuous_update=False,
-                             placeholder="kept when you press Enter or leave the field")
+        self.note = _control(widgets.Text, "Note", continuous_update=False, placeholder="kept on Enter or leaving")
         self.correct = _button("Save masks of slices tagged 'wrong label'", "download", "340px")
         self.strip = widgets.Image(format="png", layout={"max_width": "100%"})
         self._when(self._choose, self.order, self.kind, self.category)
@@ -176,7 +175,7 @@ class Browser(_Viewer):
 
     def _choose(self) -> None:
         "Put the slices in order and leave out what is not asked for."
-        table, kind = self.predictions.slices.table, KINDS[0] if self.kind.value == "tagged" else self.kind.value
+        table, kind = self.predictions.slices.table, SLICE_KINDS[0] if self.kind.value == "tagged" else self.kind.value
         category = None if self.category.value == "all" else self.category.value
         chosen = of_kind(self.predictions, kind, self.threshold.value, category)
         if self.kind.value == "tagged": chosen &= table["name"].isin(read_tags(self.tags_file)["name"]).to_numpy()
