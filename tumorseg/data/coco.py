@@ -14,7 +14,7 @@ import pandas as pd
 from pycocotools import mask as coco_mask
 
 from ..core import InputError, leaves_folder, read_json
-from .images import is_box, mask_to_square, read_image, to_square
+from .images import is_box, read_image, to_square
 from .slices import SPLITS, Sample
 
 # %% ../../nbs/data/02_coco.ipynb #1c22730e
@@ -124,7 +124,7 @@ def coco_entries(folder: str | Path, # of the layout
 # %% ../../nbs/data/02_coco.ipynb #757e7c61
 def coco_sample(entry: dict, # from `coco_entries`
                 size: int, # side of the square slice, pixels
-                ) -> Sample: # image uint8 (1, size, size), mask uint8 (size, size), row of the table
+                ) -> Sample: # image uint8 (1, size, size), mask uint8 (height, width), row of the table
     "One COCO image with its annotations united; InputError with all that is wrong with it."
     path, split = entry["path"], entry["split"]
     pixels = read_image(path)
@@ -145,7 +145,7 @@ def coco_sample(entry: dict, # from `coco_entries`
     mask = np.bitwise_or.reduce(masks) if masks else np.zeros((height, width), np.uint8)
     row = dict(name=f"{split}/{entry['file_name']}", split=split, patient=str(entry.get("patient", "")),
                category=category, label=label, height=height, width=width)
-    return to_square(pixels, size), mask_to_square(mask, size), row
+    return to_square(pixels, size), mask, row
 
 # %% ../../nbs/data/02_coco.ipynb #99daf4b0
 def _box_state(bbox: object, left: int, top: int, width: int, height: int) -> str:

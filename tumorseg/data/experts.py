@@ -6,13 +6,17 @@
 __all__ = ['find_partners', 'expert_contours', 'partners_in_words']
 
 # %% ../../nbs/data/09_experts.ipynb #e1fb6fcf
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from ..core import InputError
 from .alike import thumbnails
+from .images import mask_to_square
 from .patients import number_of
-from .slices import Slices
+from .slices import FullMasks, Slices
 
 # %% ../../nbs/data/09_experts.ipynb #26bf73d4
 # Correlations of thumbnails. From the first on a slice of the same number is believed, if no other is more alike: right
@@ -46,6 +50,12 @@ def find_partners(kaggle: Slices, # the Kaggle set, or any pictures named by the
     return pd.DataFrame(partners, columns=columns)
 
 # %% ../../nbs/data/09_experts.ipynb #477646b2
+def _full_contours(figshare: Slices, rows: Iterable[int], table: pd.DataFrame) -> Iterator[np.ndarray]:
+    "The contours of `rows` in the frame of the pictures, at the size of their files: x and y swapped, then scaled."
+    for row, height, width in zip(rows, table["height"], table["width"]):
+        swapped = Image.fromarray(figshare.full_mask(row).T * np.uint8(255))
+        yield (np.asarray(swapped.resize((width, height), Image.Resampling.BILINEAR)) >= 128).astype(np.uint8)
+
 def expert_contours(kaggle: Slices, # the Kaggle set
                     figshare: Slices, # the slices with contours, of the same size
                     partners: pd.DataFrame, # what `find_partners` found for these two: read its verdicts
@@ -58,9 +68,13 @@ def expert_contours(kaggle: Slices, # the Kaggle set
     chosen = np.flatnonzero(partners["partner"] >= 0)
     if not len(chosen): raise InputError("No picture shows a slice of the figshare set. Are these the right two sets?")
     pictures, source = kaggle[chosen], figshare.table.iloc[partners["partner"].to_numpy()[chosen]]
-    masks = np.stack([figshare.masks[row].T for row in source.index])
     columns = {name: source[name].to_numpy() for name in ("patient", "category", "label")}
-    return Slices(pictures.images, masks, pictures.table.assign(**columns))
+    table = pictures.table.assign(**columns)
+    if figshare.at_file_size:
+        truth = FullMasks.of(_full_contours(figshare, source.index, table))
+        full = (truth.mask(row, *sides) for row, sides in enumerate(table[["height", "width"]].values))
+        return Slices(pictures.images, np.stack([mask_to_square(mask, size) for mask in full]), table, truth=truth)
+    return Slices(pictures.images, np.stack([figshare.masks[row].T for row in source.index]), table)
 
 def partners_in_words(partners: pd.DataFrame, # from `find_partners`
                       ) -> str: # one sentence, and one more for each wrong number

@@ -16,7 +16,7 @@ from scipy.integrate import trapezoid
 from scipy.io import loadmat
 
 from ..core import InputError
-from .images import MAX_PIXELS, mask_to_square, to_8_bits, to_square
+from .images import MAX_PIXELS, to_8_bits, to_square
 from .slices import Sample
 
 # %% ../../nbs/data/05_figshare.ipynb #1858944f
@@ -68,7 +68,7 @@ _MOST = dict(PID=64, label=1, tumorBorder=100_000, image=MAX_PIXELS, tumorMask=M
 
 def figshare_sample(entry: dict, # from `figshare_entries`: path, name, split
                     size: int, # side of the square slice, pixels
-                    ) -> Sample: # image uint8 (1, size, size), mask uint8 (size, size), row of the table
+                    ) -> Sample: # image uint8 (1, size, size), mask uint8 (height, width), row of the table
     """One MATLAB file. Grey values are scaled to reach from 0 to 255; category is the field `label`: 1 meningioma,
     2 glioma, 3 pituitary tumour. InputError with the reason where the file is not what it should be."""
     path = entry["path"]
@@ -88,7 +88,7 @@ def figshare_sample(entry: dict, # from `figshare_entries`: path, name, split
     height, width = image.shape
     row = dict(name=entry["name"], split=entry["split"], patient=_patient_of(pid), category=label,
                label="contour" if mask.any() else "", height=height, width=width)
-    return to_square(pixels, size), mask_to_square(mask.astype(np.uint8), size), row
+    return to_square(pixels, size), mask.astype(np.uint8), row
 
 # %% ../../nbs/data/05_figshare.ipynb #661d9e9d
 def _named(folder: str | Path, name: str) -> list[Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import InputError
-from .images import PICTURES, is_box, mask_to_square, read_image, to_square
+from .images import PICTURES, is_box, read_image, to_square
 from .slices import SPLITS, Sample
 
 # %% ../../nbs/data/03_folders.ipynb #ca6b1dae
@@ -90,7 +90,7 @@ def pair_entries(folder: str | Path, # of the layout
 # %% ../../nbs/data/03_folders.ipynb #d388a90c
 def pair_sample(entry: dict, # from `pair_entries` or `lgg_entries`
                 size: int, # side of the square slice, pixels
-                ) -> Sample: # image uint8 (C, size, size), mask uint8 (size, size), row of the table
+                ) -> Sample: # image uint8 (C, size, size), mask uint8 (height, width), row of the table
     """One picture with its mask, which must be of the same size. The source gives no category: it is 1 where there is
     tumour. The label is "box" where the mask is a filled rectangle."""
     image, mask = read_image(entry["image"], entry["channels"]), read_mask(entry["mask"])
@@ -101,7 +101,7 @@ def pair_sample(entry: dict, # from `pair_entries` or `lgg_entries`
     boxed = not entry["known_contour"] and mask.sum() > 16 and is_box(mask) # a tiny contour is often a rectangle too
     row = dict(name=entry["name"], split=entry["split"], patient=entry["patient"], category=int(mask.any()),
                label=("box" if boxed else "contour") if mask.any() else "", height=height, width=width)
-    return to_square(image, size), mask_to_square(mask, size), row
+    return to_square(image, size), mask, row
 
 # %% ../../nbs/data/03_folders.ipynb #af88518f
 def _patients(folder: Path) -> list[Path]:

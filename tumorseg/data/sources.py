@@ -37,12 +37,12 @@ class Layout(NamedTuple):
     sample: Callable[[dict, int], Sample] # one entry at a size
 
 LAYOUTS = (
-    Layout("COCO", "coco 1", " or ".join(f"{split}/{COCO_NAME}" for split in SPLITS),
+    Layout("COCO", "coco 2", " or ".join(f"{split}/{COCO_NAME}" for split in SPLITS),
            coco_files, coco_entries, coco_sample),
-    Layout("figshare", "figshare 1", "1.mat, 2.mat, ... (Cheng's set)",
+    Layout("figshare", "figshare 2", "1.mat, 2.mat, ... (Cheng's set)",
            figshare_files, figshare_entries, figshare_sample),
-    Layout("LGG", "lgg 1", "TCGA_*/..._mask.tif (the LGG set)", lgg_files, lgg_entries, pair_sample),
-    Layout("images and masks", "pairs 1",
+    Layout("LGG", "lgg 2", "TCGA_*/..._mask.tif (the LGG set)", lgg_files, lgg_entries, pair_sample),
+    Layout("images and masks", "pairs 2",
            "images/ and masks/, or NAME.png and NAME_mask.png, in the folder or in train/, valid/ and test/",
            pair_files, pair_entries, pair_sample),
 )

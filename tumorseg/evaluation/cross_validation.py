@@ -211,7 +211,8 @@ def cross_validate(slices: Slices, # of any source
     else:
         for left in out.glob(".slices_*"): shutil.rmtree(left, ignore_errors=True) # by one that was killed
         with tempfile.TemporaryDirectory(prefix=".slices_", dir=out, ignore_cleanup_errors=True) as shared:
-            samples = zip(slices.images, slices.masks, slices.table.to_dict("records"))
+            full_masks = map(slices.full_mask, range(len(slices)))
+            samples = zip(slices.images, full_masks, slices.table.to_dict("records"))
             save_slices(Path(shared) / "all", samples, len(slices), slices.images.shape[1], slices.images.shape[-1])
             problems = _side_by_side(Path(shared) / "all", to_do, config, min(at_once, len(to_do)))
     if problems:
