@@ -7,12 +7,13 @@ __all__ = ['read_mask', 'pair_files', 'pair_entries', 'pair_sample', 'lgg_files'
 
 # %% ../../nbs/data/03_folders.ipynb #52edd4c6
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ..core import InputError
 from .images import PICTURES, is_box, read_image, to_square
-from .slices import SPLITS, Sample
+from .slices import Sample, split_folders, split_of
 
 # %% ../../nbs/data/03_folders.ipynb #ca6b1dae
 def read_mask(path: str | Path, # a picture of two values
@@ -33,41 +34,81 @@ def _pictures(folder: Path) -> list[Path]:
 
 def _is_mask(path: Path) -> bool: return path.stem.lower().endswith("_mask")
 
-def _paired(files: list[Path]) -> tuple[list[tuple[Path, Path]], list[str]]:
-    "Pictures and masks of one folder that belong together by name; problems."
-    in_masks = {path for path in files
-                if path.parent.name == "masks" or (path.parent.name != "images" and _is_mask(path))}
-    masks, pictures, pairs, problems = {}, {}, [], []
-    for path in sorted(in_masks):
+def _in_one(folder: Path) -> tuple[list[Path], list[Path]]:
+    "The pictures NAME and the masks NAME_mask that lie in one folder."
+    files = _pictures(folder)
+    return [path for path in files if not _is_mask(path)], [path for path in files if _is_mask(path)]
+
+def _paired(pictures: list[Path], masks: list[Path]) -> tuple[list[tuple[Path, Path]], list[str]]:
+    "The pictures and masks that belong together by name; problems."
+    of_name, seen, pairs, problems = {}, {}, [], []
+    for path in masks:
         stem = path.stem[:-5] if _is_mask(path) else path.stem
-        if stem in masks: problems.append(f"{path}: a second mask for {stem}, beside {masks[stem].name}. Remove one.")
-        masks[stem] = path
-    for path in (path for path in files if path not in in_masks):
-        if path.stem in pictures:
-            problems.append(f"{path}: has the name of {pictures[path.stem].name}, and no mask is its own. Rename one.")
-        elif path.stem not in masks:
+        if stem in of_name:
+            problems.append(f"{path}: a second mask for {stem}, beside {of_name[stem].name}. Remove one.")
+        of_name[stem] = path
+    for path in pictures:
+        if path.stem in seen:
+            problems.append(f"{path}: has the name of {seen[path.stem].name}, and no mask is its own. Rename one.")
+        elif path.stem not in of_name:
             problems.append(f"{path}: has no mask. Add one, all 0 where there is no tumour.")
-        else: pairs.append((path, masks[path.stem]))
-        pictures[path.stem] = path
-    lonely = [path for stem, path in masks.items() if stem not in pictures]
+        else: pairs.append((path, of_name[path.stem]))
+        seen[path.stem] = path
+    lonely = [path for stem, path in of_name.items() if stem not in seen]
     return pairs, problems + [f"{path}: has no picture. Add it, or remove the mask." for path in lonely]
 
 # %% ../../nbs/data/03_folders.ipynb #61f0aa8d
-def _in_one(folder: Path) -> list[Path]:
-    "The pictures and masks of `images/` and `masks/`, or of NAME and NAME_mask; empty where it is neither."
-    two = _pictures(folder / "images") + _pictures(folder / "masks") if (folder / "masks").is_dir() else []
-    flat = _pictures(folder)
-    return two or (flat if any(map(_is_mask, flat)) else [])
+_IMAGES, _MASKS, _LABELS = {"images", "image", "imgs", "img"}, {"masks", "mask"}, {"labels", "label"}
+_DIAGNOSES = {"glioma", "meningioma", "pituitary", "benign", "malignant", "normal", "healthy", "tumor", "tumour",
+              "notumor", "no_tumor", "yes", "no", "hgg", "lgg"} # names of folders that stand for more than one person
 
-def _bases(folder: Path) -> list[tuple[Path, str]]:
-    "The folders that hold pairs, each with its split."
-    splits = [(folder / split, split) for split in SPLITS if _in_one(folder / split)]
-    return splits or [(folder, "all")]
+class _Place(NamedTuple):
+    "Pictures, and the masks that belong to them."
+    pictures: list[Path]
+    masks: list[Path]
+    split: str = "all"
+    patient: str = ""
 
+def _inside(folder: Path, names: set[str] | None = None) -> list[Path]:
+    "The sub-folders, all or those of these names in any case."
+    try: inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError: return []
+    return [path for path in inner if not names or path.name.lower() in names]
+
+def _files_in(folders: list[Path]) -> list[Path]: return [path for folder in folders for path in _pictures(folder)]
+
+def _mask_folders(folder: Path) -> list[Path]:
+    "`masks/`, or a `labels/` that holds pictures and not text."
+    labels = [path for path in _inside(folder, _LABELS) if _files_in([path, *(part for part, _ in split_folders(path))])]
+    return _inside(folder, _MASKS) or labels
+
+def _places_in(folder: Path, split: str) -> list[_Place]:
+    "What one folder holds: two folders side by side, or NAME and NAME_mask, or a folder for each patient."
+    mask_folders = _mask_folders(folder)
+    if mask_folders:
+        beside = _Place(_files_in(_inside(folder, _IMAGES)), _files_in(mask_folders), split)
+        if beside.pictures or beside.masks: return [beside]
+    pictures, masks = _in_one(folder)
+    if masks: return [_Place(pictures, masks, split)]
+    found = [(path, *_in_one(path)) for path in _inside(folder)
+             if not split_of(path.name) and not path.name.startswith("TCGA_")] # those are the LGG set's
+    places = [_Place(pictures, masks, split, "" if path.name.lower() in _DIAGNOSES else path.name)
+              for path, pictures, masks in found if masks]
+    return places if len(places) > 1 or split != "all" else [] # a single one is no patient: it is the data set itself
+
+def _places(folder: Path) -> list[_Place]:
+    "The places of a folder, train before valid before test."
+    places = [place for inner, split in split_folders(folder) for place in _places_in(inner, split)]
+    masks = [pair for inner in _mask_folders(folder) for pair in split_folders(inner)]
+    for images, split in [pair for inner in _inside(folder, _IMAGES) for pair in split_folders(inner)] if masks else []:
+        places.append(_Place(_pictures(images), _files_in([path for path, part in masks if part == split]), split))
+    return places or _places_in(folder, "all")
+
+# %% ../../nbs/data/03_folders.ipynb #27097b77
 def pair_files(folder: str | Path, # any folder
                ) -> list[Path]: # pictures and masks, train before valid before test; empty where there are no masks
     "The files of a folder of images and masks. An empty list says that the folder has another layout."
-    return [path for base, _ in _bases(Path(folder)) for path in _in_one(base)]
+    return [path for place in _places(Path(folder)) for path in place.pictures + place.masks]
 
 def _in_colour(path: Path) -> bool:
     try: planes = read_image(path, channels=3)
@@ -78,10 +119,10 @@ def pair_entries(folder: str | Path, # of the layout
                  ) -> tuple[list[dict], list[str]]: # paths and facts of each pair; problems, one sentence each
     "The pairs of a folder of images and masks. Three channels where one of sixteen pictures is in colour, else one."
     entries, problems = [], []
-    for base, split in _bases(Path(folder)):
-        pairs, found = _paired(_in_one(base))
-        entries += [dict(image=image, mask=mask, name=image.relative_to(folder).as_posix(), split=split, patient="",
-                         known_contour=False) for image, mask in pairs]
+    for place in _places(Path(folder)):
+        pairs, found = _paired(place.pictures, place.masks)
+        entries += [dict(image=image, mask=mask, name=image.relative_to(folder).as_posix(), split=place.split,
+                         patient=place.patient, known_contour=False) for image, mask in pairs]
         problems += found
     sampled = entries[::max(1, len(entries) // 16)]
     channels = 3 if any(_in_colour(entry["image"]) for entry in sampled) else 1
@@ -112,14 +153,14 @@ def lgg_files(folder: str | Path, # any folder
               ) -> list[Path]: # pictures and masks, patient by patient; empty where no TCGA_* folder has masks
     "The files of the LGG set. An empty list says that the folder has another layout."
     patients = [_pictures(patient) for patient in _patients(Path(folder))]
-    return [path for pictures in patients if any(map(_is_mask, pictures)) for path in pictures]
+    return [path for files in patients if any(map(_is_mask, files)) for path in files]
 
 def lgg_entries(folder: str | Path, # of the layout
                 ) -> tuple[list[dict], list[str]]: # as `pair_entries`, with three channels and the patient; problems
     "The slices of the LGG set, in the order of the scan within a patient. The folder is the patient."
     entries, problems = [], []
     for patient in _patients(Path(folder)):
-        pairs, found = _paired(_pictures(patient))
+        pairs, found = _paired(*_in_one(patient))
         for image, mask in sorted(pairs, key=lambda pair: (len(pair[0].name), pair[0].name)): # _9 before _10
             entries.append(dict(image=image, mask=mask, name=f"{patient.name}/{image.name}", split="all",
                                 patient=patient.name, channels=3, known_contour=True))
