@@ -79,8 +79,8 @@ def _files_in(folders: list[Path]) -> list[Path]: return [path for folder in fol
 
 def _mask_folders(folder: Path) -> list[Path]:
     "`masks/`, or a `labels/` that holds pictures and not text."
-    labels = [path for path in _inside(folder, _LABELS) if _files_in([path, *(part for part, _ in split_folders(path))])]
-    return _inside(folder, _MASKS) or labels
+    def holds_pictures(path): return any(_pictures(part) for part in (path, *(part for part, _ in split_folders(path))))
+    return _inside(folder, _MASKS) or list(filter(holds_pictures, _inside(folder, _LABELS)))
 
 def _places_in(folder: Path, split: str) -> list[_Place]:
     "What one folder holds: two folders side by side, or NAME and NAME_mask, or a folder for each patient."
