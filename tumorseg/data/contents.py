@@ -29,7 +29,7 @@ _KINDS = {**dict.fromkeys(PICTURES, "picture"), ".nii": "NIfTI volume", ".gz": "
 
 _ADVICE = {"XML file": "XML is Pascal VOC or CVAT: export the annotations as COCO segmentation.",
            "JSON file": "JSON beside pictures is LabelMe, or COCO in another place: export as COCO segmentation.",
-           "text file": "YOLO has its text files in labels/ beside images/, and data.yaml with the names of the classes.",
+           "text file": "YOLO has its text files in labels/ beside images/, and a data.yaml with the class names.",
            "NIfTI volume": "Volumes: save slices and masks as PNG, NAME.png and NAME_mask.png, in a folder a patient.",
            "DICOM file": "DICOM: save slices and masks as PNG, NAME.png and NAME_mask.png, in a folder a patient.",
            "archive": "Unpack the archive and give the folder.",
@@ -71,5 +71,5 @@ def refused_files(folder: str | Path, # of a data set
                   ) -> list[str]: # one sentence for each that is not to be opened
     "Links that lead out of the folder, and names that are not UTF-8."
     outside = {place for place in {path.parent for path in files} if not inside(place, folder)}
-    def suspicious(path): return not path.name.isprintable() or path.parent in outside or path.is_symlink()
+    def suspicious(path): return not str(path).isprintable() or path.parent in outside or path.is_symlink()
     return [problem for path in files if suspicious(path) and (problem := file_problem(path, folder))]

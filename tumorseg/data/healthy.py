@@ -29,8 +29,8 @@ def _classes(path: Path, folder: Path) -> set[str]:
 
 def healthy_files(folder: str | Path, # any folder
                   ) -> list[Path]: # pictures, sorted
-    """The pictures without a tumour, at any depth. Where some lie in folders called notumor, no, normal or healthy, only
-    those. InputError where others lie in folders named for a tumour, or where masks lie beside them."""
+    """The pictures without a tumour, at any depth. Where some lie in folders called notumor, no, normal or healthy,
+    only those. InputError where the folder of one is named for a tumour, or where masks lie beside them."""
     folder = Path(folder)
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
     chosen = [path for path in files if _classes(path, folder) & _NO_TUMOUR] or files
@@ -38,8 +38,7 @@ def healthy_files(folder: str | Path, # any folder
         if _classes(path, folder) & _TUMOUR:
             raise InputError(f"{path.parent}: holds tumours by its name. Give a folder of pictures without.")
         if path.stem.lower().endswith("_mask"):
-            raise InputError(f"{path}: is a mask by its name. Give a folder of pictures without a tumour, or open this one "
-                             "as data.")
+            raise InputError(f"{path}: is a mask by its name. Give a folder of pictures without a tumour.")
     return chosen
 
 def healthy_entries(folder: str | Path, # of pictures

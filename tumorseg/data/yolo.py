@@ -7,7 +7,6 @@ __all__ = ['yolo_files', 'yolo_entries', 'yolo_sample']
 
 # %% ../../nbs/data/11_yolo.ipynb #5dfb1d7b
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import cycle
@@ -16,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ..core import InputError, UsageError
-from .coco import outline_mask
+from ..core import InputError
+from .coco import MAX_ANNOTATIONS, choose_categories, outline_mask
 from .images import PICTURES, is_box, read_image, to_square
 from .slices import Sample, split_folders
 
@@ -76,29 +75,15 @@ def _class_names(folder: Path) -> dict[int, str]:
         reason = " ".join(str(error).split())[:80]
         raise InputError(f"{path}: does not name the classes ({reason}). Export it again as YOLO.") from None
 
-# %% ../../nbs/data/11_yolo.ipynb #9f5c8ee0
-_NO_TUMOUR = {"notumor", "notumour", "no", "normal", "healthy", "negative", "brain", "head", "skull", "background"}
-
-def _choose(where: Path, found: dict[int, tuple[str, int]], wanted: Sequence[int | str] | None) -> set[int]:
-    "The numbers of the classes that are tumour. InputError where names say that some are not, until it is chosen."
-    listed = ", ".join(f"{number} {name!r} ({count} objects)" for number, (name, count) in found.items())
-    if wanted is None:
-        doubtful = [name for name, count in found.values()
-                    if count and re.sub("[^a-z]", "", name.lower()) in _NO_TUMOUR]
-        if not doubtful: return set(found)
-        raise InputError(f"{where}: has the classes {listed}, and {doubtful[0]!r} is no tumour by its name. "
-                         "Choose those that are (--categories).")
-    by_name = {name.lower(): number for number, (name, _) in found.items()}
-    chosen = {by_name.get(str(one).lower(), int(one) if str(one).isdigit() else -1) for one in wanted}
-    if chosen <= set(found) and chosen: return chosen
-    raise UsageError(f"{where}: has no class {', '.join(map(str, wanted))}. It has {listed}.")
-
 # %% ../../nbs/data/11_yolo.ipynb #63763933
 def _read_objects(path: Path, names: dict[int, str], problems: list[str]) -> list[tuple[int, list[float]]]:
     "Class and numbers of each line of a text file; none where there is no file. What is wrong goes to the problems."
     objects = []
     try: lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
     except (OSError, ValueError) as error: lines, _ = [], problems.append(f"{path}: cannot be read ({error}). Mend it.")
+    if len(lines) > MAX_ANNOTATIONS:
+        problems.append(f"{path}: has {len(lines)} objects, more than {MAX_ANNOTATIONS}. Unite them.")
+        return []
     for number, line in enumerate(lines, 1):
         try:
             if line.strip(): objects.append(_read_line(line, names))
@@ -106,7 +91,7 @@ def _read_objects(path: Path, names: dict[int, str], problems: list[str]) -> lis
     return objects
 
 def yolo_entries(folder: str | Path, # of the layout
-                 categories: Sequence[int | str] | None = None, # which classes are tumour, by number or name; None: all
+                 categories: Sequence[int | str] | None = None, # which are tumour, as in `choose_categories`; None: all
                  ) -> tuple[list[dict], list[str]]: # each picture with its objects; problems, a sentence each
     "The pictures with the objects that are tumour. A picture without a text file shows none."
     folder = Path(folder)
@@ -120,7 +105,8 @@ def yolo_entries(folder: str | Path, # of the layout
         lonely = sorted(set(labels.glob("*.txt")) - set(pictures.values()))
         problems += [f"{path}: has no picture. Add it, or remove the text." for path in lonely]
     counts = Counter(number for entry in entries for number, _ in entry["objects"])
-    chosen = _choose(folder, {number: (name, counts[number]) for number, name in names.items()}, categories)
+    found = {number: (name, counts[number]) for number, name in names.items()}
+    chosen = choose_categories(found, categories, folder)
     for entry in entries: entry["objects"] = [found for found in entry["objects"] if found[0] in chosen]
     return entries, problems
 
