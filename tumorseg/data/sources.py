@@ -26,7 +26,7 @@ from .figshare import figshare_entries, figshare_files, figshare_sample
 from .folders import lgg_entries, lgg_files, pair_entries, pair_files, pair_sample
 from .healthy import add_healthy, healthy_entries, healthy_files, healthy_sample
 from .patients import with_patients
-from .slices import SPLITS, Sample, Slices, cached_slices, save_slices
+from .slices import Sample, Slices, cached_slices, save_slices, split_folders, split_of
 from .splits import choose_split
 from .yolo import yolo_entries, yolo_files, yolo_sample
 
@@ -47,7 +47,7 @@ LAYOUTS = (
     Layout("figshare", "figshare 2", "1.mat, 2.mat, ... (Cheng's set)",
            figshare_files, figshare_entries, figshare_sample),
     Layout("LGG", "lgg 2", "TCGA_*/..._mask.tif (the LGG set)", lgg_files, lgg_entries, pair_sample),
-    Layout("YOLO", "yolo 1", "images/ and labels/ with text files, and data.yaml; also train/images, images/train, ...",
+    Layout("YOLO", "yolo 1", "images/ and labels/ with text files, and data.yaml; also train/images or images/train",
            yolo_files, yolo_entries, yolo_sample, classes=True),
     Layout("images and masks", "pairs 3", "images/ and masks/, or NAME.png and NAME_mask.png, in the folder, in train/, "
            "valid/ or val/ and test/, or in a folder for each patient; also images/train and masks/train, ...",
@@ -154,6 +154,9 @@ def _read(source: str | Path, size: int, cache: str | Path | None, categories: S
     slices = _read_found(found, size, cache, categories)
     unread = "" if source in FETCHED else left_out(found.folder, found.files) # we know what those archives hold
     if unread: print(unread, file=sys.stderr)
+    above = found.folder.absolute().parent
+    if split_of(found.folder.name) and len(split_folders(above)) > 1:
+        print(f"{found.folder}: is only one split of the data set in {above}, and is opened alone.", file=sys.stderr)
     return slices
 
 def _read_healthy(source: str | Path, size: int, cache: str | Path | None, channels: int) -> tuple[Slices, str]:
