@@ -47,10 +47,10 @@ LAYOUTS = (
     Layout("figshare", "figshare 2", "1.mat, 2.mat, ... (Cheng's set)",
            figshare_files, figshare_entries, figshare_sample),
     Layout("LGG", "lgg 2", "TCGA_*/..._mask.tif (the LGG set)", lgg_files, lgg_entries, pair_sample),
-    Layout("YOLO", "yolo 1", "images/ and labels/ with text files, and data.yaml; also train/images or images/train",
+    Layout("YOLO", "yolo 1", "images/ and labels/ with text files, data.yaml beside them; or train/images and so on",
            yolo_files, yolo_entries, yolo_sample, classes=True),
-    Layout("images and masks", "pairs 3", "images/ and masks/, or NAME.png and NAME_mask.png, in the folder, in train/, "
-           "valid/ or val/ and test/, or in a folder for each patient; also images/train and masks/train, ...",
+    Layout("images and masks", "pairs 3", "images/ and masks/, or NAME.png and NAME_mask.png, in the folder, "
+           "in train/, valid/ or val/ and test/, or in a folder for each patient; or images/train and masks/train",
            pair_files, pair_entries, pair_sample),
 )
 
