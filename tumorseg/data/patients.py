@@ -143,7 +143,7 @@ def with_patients(slices: Slices, # some of them of unknown patient
     return slices.assign(**columns)
 
 # %% ../../nbs/data/07_patients.ipynb #57534a63
-SAME_PERSON = .97 # correlation of thumbnails: 0 of 34 such pairs in the Kaggle set are of two patients
+SAME_PERSON = .97 # correlation of thumbnails: in the Kaggle set all 34 such pairs are of one patient
 _NEXT_NUMBER = .7 # the same, for slices whose numbers follow each other: see above
 
 def _belonging_together(count: int, pairs: np.ndarray) -> np.ndarray: # int (count,)
