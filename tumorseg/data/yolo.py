@@ -45,7 +45,7 @@ def _places(folder: Path) -> list[tuple[Path, Path, str]]:
     "Folder of pictures, folder of text files, and split of each place."
     beside = [(path / "images", path / "labels", split) for path, split in [*split_folders(folder), (folder, "all")]]
     inside = [(path, folder / "labels" / path.name, split) for path, split in split_folders(folder / "images")]
-    return [place for place in beside + inside if any(place[1].glob("*.txt"))]
+    return [place for place in beside + inside if place[0].is_dir() and any(place[1].glob("*.txt"))]
 
 def _pictures(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES and path.is_file())
