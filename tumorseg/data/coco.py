@@ -92,7 +92,8 @@ def _image_problem(image: dict) -> str:
     if name.encode(errors="replace").decode() != name: return f"file_name {name!r} is no text. Rename the image."
     if min(image["height"], image["width"]) < 1: return f"{name} is {size}. Mend its height and width."
     if image["height"] * image["width"] > MAX_PIXELS: return f"{name} is {size} pixels, far too many. Mend it."
-    if patient is None or type(patient) is int or (type(patient) is str and patient.isprintable()): return ""
+    if patient is None or (type(patient) is str and patient.isprintable()): return ""
+    if type(patient) is int and _is_number(patient): return ""
     return f"{name} has a patient that is no name ({str(patient)[:40]!r}). Write a text, or leave it out."
 
 def _annotation_problem(annotation: object, listed: set[int], named: dict[int, str]) -> str:

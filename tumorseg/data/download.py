@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from ..core import InputError, leaves_folder, progress_bar, save_json
 
 # %% ../../nbs/data/04_download.ipynb #cdebe107
-_PATIENCE = 60 # seconds after which a download has to have brought a kilobyte for each
+_PATIENCE, _RATE = 60, 1000 # seconds after which a download has to have brought so many bytes for each
 
 _TOO_SLOW = "the server is too slow"
 
@@ -34,7 +34,7 @@ def _download(url: str, to: str, _: object, part: Path, size: int) -> None:
             begun = time.monotonic()
             def write(block: bytes) -> None:
                 waited = time.monotonic() - begun
-                if waited > _PATIENCE and file.tell() - arrived < 1000 * waited: raise Timeout(_TOO_SLOW)
+                if waited > _PATIENCE and file.tell() - arrived < _RATE * waited: raise Timeout(_TOO_SLOW)
                 if file.tell() + len(block) > size: raise ValueError("more arrived than was announced")
                 file.write(block)
                 bar.update(len(block))

@@ -112,7 +112,8 @@ def open_picture(path: str | Path, # JPG, PNG, TIFF or BMP
         mode = path.stat().st_mode # looked at first: to open a pipe is to wait for its other end
         if stat.S_ISDIR(mode): raise InputError(f"{path}: is a folder. Give the files in it.")
         if not stat.S_ISREG(mode): raise InputError(f"{path}: is a pipe or a device. Give a picture file.")
-        with Image.open(path, formats=_FORMATS) as picture:
+        # from a file and not by its name: a TIFF that Pillow maps from disk is turned by its EXIF orientation wrongly
+        with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as picture:
             _refuse_huge(picture.height, picture.width, path)
             if getattr(picture, "n_frames", 1) > 1:
                 raise InputError(f"{path}: holds {picture.n_frames} pages. Save each slice as a file of its own.")
