@@ -5,7 +5,9 @@ import json
 import threading
 import zipfile
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import tumorseg as ts
 from tumorseg.data.sources import FETCHED
@@ -66,3 +68,21 @@ def test_a_failed_download_is_one_sentence(kaggle, archive):
     kaggle.archive = archive
     with pytest.raises(ts.InputError, match="kaggle.com/datasets/pkdarabi") as caught: ts.open_data("kaggle", 32)
     assert len(caught.value.problems) == 1
+
+
+def test_healthy_slices_are_the_class_without_tumour_of_both_folders(kaggle, tmp_path):
+    rng = np.random.default_rng(0)
+    for part, kind, count in (("Training", "notumor", 4), ("Testing", "notumor", 2), ("Training", "glioma", 3)):
+        (tmp_path / "classes" / part / kind).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 255, (40, 40), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "classes" / part / kind / f"{part}-{number}.jpg")
+    kaggle.archive = zipped(tmp_path / "classes")
+    data = ts.write_demo(tmp_path / "demo", patients=4, size=48)
+    plain, slices = ts.open_data(data, 32), ts.open_data(data, 32, healthy="healthy")
+    added = slices.table[slices.table["source"] == "healthy"]
+    assert len(slices) == len(plain) + 6 and added["name"].str.contains("notumor/").all()
+    assert set(added["name"].str.split("/").str[1]) == {"Training", "Testing"}
+    [body] = [body for call, body, _ in kaggle.asked if call == "DownloadDataset"]
+    assert f"{body['ownerSlug']}/{body['datasetSlug']}" == FETCHED["healthy"]
+    with pytest.raises(ts.InputError, match="without masks|not a layout"): ts.open_data("healthy", 32)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tumorseg as ts
-from tumorseg.data.patients import leaking_patients, split_in_words, split_state
+from tumorseg.data.patients import leaking_patients, patients_table, split_in_words, split_state, with_patients
 from tumorseg.data.splits import load_folds, patient_folds, save_folds, split_by
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -51,3 +51,19 @@ def test_the_authors_folds(work):
     assert folds.made == "authors" and folds.count == 5 and split_state(chosen) == "separate"
     assert set(figshare.table["split"][chosen.table["split"] == "test"]) == {"fold2"}
     assert set(figshare.table["split"][chosen.table["split"] == "valid"]) == {"fold3"}
+
+
+def test_what_the_files_suggest_is_a_guess(kaggle):
+    nameless = kaggle.assign(patient="")
+    table = patients_table(nameless)
+    persons = kaggle.table["patient"].groupby(table["patient"]).nunique()
+    assert 155 < len(persons) < 450 and (persons == 1).mean() > .85 # parts of scans, few of them of two people
+    chosen = ts.choose_split(with_patients(nameless, table), "patients")
+    assert split_state(chosen) == "unknown" and "is a guess" in split_in_words(chosen)
+    assert split_state(chosen.assign(patient=kaggle.table["patient"])) == "leak" # so it has to be called one
+
+
+def test_a_split_at_random_keeps_copies_together(kaggle):
+    chosen = ts.choose_split(kaggle.assign(patient=""), "random")
+    assert chosen.folds.made == "random" and "drawn at random" in split_in_words(chosen)
+    assert chosen.table["split"].value_counts().tolist() == [1288, 429, 429]

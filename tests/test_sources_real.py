@@ -4,10 +4,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import tumorseg as ts
 from tumorseg.data.experts import expert_contours, find_partners, partners_in_words
+from tumorseg.data.patients import split_state
 
 SHARED = Path(__file__).parents[2] / "shared"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data sets are not beside the project (../shared)")
@@ -60,3 +62,18 @@ def test_expert_contours(kaggle, figshare):
     assert abs(dice.mean() - .568) < .01 and abs(np.median(areas / contours) - 2.4) < .1
     assert set(experts.table["label"]) == {"contour"} and (experts.table["patient"] != "").all()
     assert set(experts.table["category"]) == {1, 2, 3}
+
+
+def test_healthy_slices_beside_expert_contours(kaggle, figshare, work):
+    healthy = SHARED / "data/healthy"
+    experts = ts.open_data(SHARED / "data/kaggle", 128, contours=work / "mat", healthy=healthy, cache=work / "cache")
+    added = experts.table[experts.table["source"] == "healthy"]
+    assert len(added) == 572 and len(experts) == 572 + 1751 and set(added["label"]) == {""}
+    assert 100 < added["patient"].nunique() < 200 and added.groupby("patient")["split"].nunique().max() == 1
+    shares = pd.crosstab(experts.table["source"], experts.table["split"], normalize="index")
+    assert (shares.loc[""] - shares.loc["healthy"]).abs().max() < .02
+    slices = ts.open_data(work / "mat", 128, healthy=healthy, cache=work / "cache")
+    chosen = ts.choose_split(slices, "patients")
+    assert split_state(chosen) == "separate" and len(chosen) == 2445 + 572
+    counts = pd.crosstab(chosen.table["source"], chosen.table["split"])
+    assert (counts.loc["healthy"] > 80).all()
