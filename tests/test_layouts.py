@@ -132,8 +132,11 @@ def test_yolo_that_is_wrong(yolo, opened, text, words):
     assert "train/labels/0.txt" in told and words in told, told
 
 
+BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 9)}]\n" for i in range(9)) + "names: *a8"
+
+
 @pytest.mark.parametrize("text", ["", "names: 3", "names: []", "- a", "names: [a", "!!python/object:os.system x",
-                                  "names: {x: tumor}", "[" * 5000])
+                                  "names: {x: tumor}", "[" * 5000, "names: [[a]]", BOMB])
 def test_a_data_yaml_that_is_none(yolo, opened, text):
     (yolo / "data.yaml").write_text(text)
     assert "data.yaml: does not name the classes" in refused(opened, yolo)

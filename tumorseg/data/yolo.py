@@ -58,6 +58,8 @@ def yolo_files(folder: str | Path, # any folder
     texts = [path for _, labels, _ in places for path in sorted(labels.glob("*.txt")) if path.is_file()]
     return named + [path for images, _, _ in places for path in _pictures(images)] + texts
 
+_MAX_TEXT = 1_000_000 # bytes: thousands of corners
+
 def _class_names(folder: Path) -> dict[int, str]:
     "The classes of data.yaml, or of the only .yaml or .yml there; InputError where there is none."
     found = sorted(path for path in folder.glob("*.y*ml") if path.is_file())
@@ -65,11 +67,11 @@ def _class_names(folder: Path) -> dict[int, str]:
     if path is None:
         raise InputError(f"{folder}: has text files of YOLO, but no data.yaml. Add it: it names the classes.")
     try:
-        if path.stat().st_size > 1_000_000: raise ValueError("too large")
+        if path.stat().st_size > _MAX_TEXT: raise ValueError("too large")
         names = yaml.safe_load(path.read_text(encoding="utf-8-sig"))["names"]
         named = dict(names.items() if isinstance(names, dict) else enumerate(names))
-        if isinstance(names, str) or not named or not all(type(number) is int for number in named):
-            raise ValueError("names is no list")
+        plain = all(type(number) is int and isinstance(name, (str, int, float)) for number, name in named.items())
+        if isinstance(names, str) or not named or not plain: raise ValueError("names is no list of words")
         return {number: str(name)[:80] for number, name in named.items()}
     except Exception as error: # YAML has many errors of its own, and a deep one ends in a RecursionError
         reason = " ".join(str(error).split())[:80]
@@ -78,11 +80,14 @@ def _class_names(folder: Path) -> dict[int, str]:
 # %% ../../nbs/data/11_yolo.ipynb #63763933
 def _read_objects(path: Path, names: dict[int, str], problems: list[str]) -> list[tuple[int, list[float]]]:
     "Class and numbers of each line of a text file; none where there is no file. What is wrong goes to the problems."
+    if not path.is_file(): return []
     objects = []
-    try: lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
-    except (OSError, ValueError) as error: lines, _ = [], problems.append(f"{path}: cannot be read ({error}). Mend it.")
-    if len(lines) > MAX_ANNOTATIONS:
-        problems.append(f"{path}: has {len(lines)} objects, more than {MAX_ANNOTATIONS}. Unite them.")
+    try:
+        if path.stat().st_size > _MAX_TEXT: raise ValueError("too large")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        if len(lines) > MAX_ANNOTATIONS: raise ValueError(f"{len(lines)} objects, more than {MAX_ANNOTATIONS}")
+    except (OSError, ValueError) as error:
+        problems.append(f"{path}: cannot be read ({error}). Mend it.")
         return []
     for number, line in enumerate(lines, 1):
         try:
@@ -102,7 +107,7 @@ def yolo_entries(folder: str | Path, # of the layout
         pictures = {path: labels / f"{path.stem}.txt" for path in _pictures(images)}
         entries += [dict(path=path, name=path.relative_to(folder).as_posix(), split=split, text=text,
                          objects=_read_objects(text, names, problems)) for path, text in pictures.items()]
-        lonely = sorted(set(labels.glob("*.txt")) - set(pictures.values()))
+        lonely = sorted(set(labels.glob("*.txt")) - {*pictures.values(), labels / "classes.txt"})
         problems += [f"{path}: has no picture. Add it, or remove the text." for path in lonely]
     counts = Counter(number for entry in entries for number, _ in entry["objects"])
     found = {number: (name, counts[number]) for number, name in names.items()}
