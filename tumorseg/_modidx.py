@@ -80,7 +80,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'tumorseg.core._cannot_write': ('core.html#_cannot_write', 'tumorseg/core.py'),
                                'tumorseg.core._lock': ('core.html#_lock', 'tumorseg/core.py'),
                                'tumorseg.core._map_text': ('core.html#_map_text', 'tumorseg/core.py'),
-                               'tumorseg.core._refusal': ('core.html#_refusal', 'tumorseg/core.py'),
+                               'tumorseg.core._refuse': ('core.html#_refuse', 'tumorseg/core.py'),
                                'tumorseg.core._say_once': ('core.html#_say_once', 'tumorseg/core.py'),
                                'tumorseg.core._without_nan': ('core.html#_without_nan', 'tumorseg/core.py'),
                                'tumorseg.core.in_notebook': ('core.html#in_notebook', 'tumorseg/core.py'),

@@ -105,11 +105,12 @@ def sweep(folder: str | Path, # of a run or the like, under `only_one`; its sub-
 _HELD: set[tuple[int, Path]] = set() # process and folder: a fork of the holder is somebody else
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
-def _refusal(folder: Path) -> InputError:
+def _refuse(folder: Path) -> None:
+    "InputError that names the holder. Where nobody signed there are no locks: older releases of filelock wait there."
     try: holder = (folder / ".at-work").read_text(encoding="utf-8", errors="replace")[:200]
-    except OSError: holder = ""
-    who = f" ({holder})" if holder else ""
-    return InputError(f"{folder}: another process{who} is at work here. Wait for it, or choose another folder.")
+    except OSError: return
+    who = f"another process ({holder})" if holder else "another process"
+    raise InputError(f"{folder}: {who} is at work here. Wait for it, or choose another folder.") from None
 
 def _lock(folder: Path) -> FileLock | None:
     "The lock of a folder, taken. None where its file system has no locks. InputError where another process has it."
@@ -120,7 +121,7 @@ def _lock(folder: Path) -> FileLock | None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 lock.acquire()
-            except Timeout: raise _refusal(folder) from None
+            except Timeout: return _refuse(folder)
             except FileNotFoundError: continue # its last holder removed the empty folder in this moment
             except (OSError, NotImplementedError, UserWarning) as error:
                 if getattr(error, "errno", errno.ENOSYS) in _NO_LOCKS: return None
@@ -147,6 +148,7 @@ def only_one(folder: str | Path, # to be written into; made where it is missing,
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     lock = _lock(folder)
     if lock is None:
+        with suppress(OSError): (folder / ".lock").unlink()
         _say_once(f"{folder}: its file system has no locks. See to it that only one process writes here.")
         yield
         return
