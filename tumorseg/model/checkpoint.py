@@ -8,6 +8,7 @@ __all__ = ['MAX_SIZE', 'save_model', 'load_model', 'model_file', 'set_threshold'
 # %% ../../nbs/model/03_checkpoint.ipynb #eeee50fa
 import hashlib
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def _pack(tensors: dict[str, Tensor], facts: dict) -> bytes:
 
 def _header(path: Path) -> tuple[dict, dict[str, tuple[list[int], str]]]:
     "The facts of such a file, and shape and type of each tensor; nothing else of it is read."
-    if not path.is_file(): # a pipe, too: to open one is to wait
+    if not os.path.isfile(path): # a pipe, too: to open one is to wait
         raise InputError(f"{path}: not found. Give the folder of a training that has finished an epoch.")
     with reading(path, "a file of tumorseg's, or is damaged", "Train or copy it again."), safe_open(path, "pt") as file:
         facts = json.loads((file.metadata() or {})["tumorseg"])
@@ -76,8 +77,9 @@ def _info(path: Path, facts: dict) -> ModelInfo:
     "The `ModelInfo` in the facts of a file; one of an earlier version keeps no description of its training slices."
     with reading(path, "a model that can be used", "Train or copy it again."):
         info, familiar = facts["info"], facts["info"].get("familiar")
-        if familiar: familiar = Familiar(tuple(map(tuple, familiar["examples"])), tuple(familiar["scale"]),
-                                         float(familiar["limit"]))
+        if familiar is not None:
+            examples, scale = tuple(map(tuple, familiar["examples"])), tuple(familiar["scale"])
+            familiar = Familiar(examples, scale, float(familiar["limit"]))
         mean, std = (tuple(map(float, info[name])) for name in ("mean", "std"))
         info = ModelInfo(int(info["size"]), mean, std, float(info["threshold"]), familiar)
         problem = _nonsense(info)
@@ -117,7 +119,7 @@ def load_model(path: str | Path, # written by `save_model`
 def model_file(run: str | Path, # folder of a run, or a model file
                ) -> Path:
     "The model file of a run."
-    return Path(run) / "model.safetensors" if Path(run).is_dir() else Path(run)
+    return Path(run) / "model.safetensors" if os.path.isdir(run) else Path(run)
 
 def set_threshold(path: str | Path, # folder of a run, or its model.safetensors
                   threshold: float, # between 0 and 1
