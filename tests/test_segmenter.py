@@ -15,6 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import tumorseg as ts
+from tumorseg.data.images import to_square
 from tumorseg.model import checkpoint
 from tumorseg.model.checkpoint import load_model, load_training, model_key, save_model, save_training, set_threshold
 from tumorseg.model.familiar import LOOKS, learn_look, unlike_in_words
@@ -48,7 +49,8 @@ def write_picture(path, seed=0, **shape):
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory):
     run = tmp_path_factory.mktemp("model")
-    save_model(run / "model.safetensors", small(), describe(np.array([slice_like(seed, 32) for seed in range(60)])))
+    seen = np.array([to_square(slice_like(seed), 32) for seed in range(60)])
+    save_model(run / "model.safetensors", small(), describe(seen))
     return ts.Segmenter(run)
 
 

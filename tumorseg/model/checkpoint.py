@@ -90,7 +90,9 @@ def _empty_unet(architecture: dict, shapes: dict[str, tuple[list[int], str]]) ->
     "A fresh U-Net, once it is clear from the header that its weights are in the file."
     for name, most in _LIMITS.items():
         if not 1 <= architecture[name] <= most: raise ValueError(f"{name} {architecture[name]}, not 1 to {most}")
-    with torch.device("meta"): expected = UNet(**architecture).state_dict() # shapes without memory
+    try:
+        with torch.device("meta"): expected = UNet(**architecture).state_dict() # shapes without memory
+    except InputError as error: raise ValueError(str(error)) from None # for a sentence that names the file
     kinds = {torch.float32: "F32", torch.int64: "I64"}
     if {name: (list(value.shape), kinds[value.dtype]) for name, value in expected.items()} != shapes:
         raise ValueError("other weights than its architecture has")

@@ -162,8 +162,8 @@ def _predict(segmenter: Segmenter, file: Path, place: Path, threshold: float) ->
     for target in (path, drawn): _refuse_theirs(target)
     probability = segmenter(image)
     mask = probability > threshold
+    write_whole(drawn, _signed_png(overlay(image, mask))) # first: its name is the longer one
     write_whole(path, _signed_png(mask.astype(np.uint8) * np.uint8(255)))
-    write_whole(drawn, _signed_png(overlay(image, mask)))
     return dict(file=str(file), mask=str(path), tumour_share=float(mask.mean()), highest=float(probability.max()),
                 threshold=threshold, unlike=segmenter.unlike(image))
 
