@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from ..core import progress_bar
 from ..data.alike import duplicates, thumbnails
-from ..data.coco import annotation_facts, coco_files
+from ..data.coco import annotation_facts, coco_categories, coco_files
 from ..data.images import PICTURES, is_box
 from ..data.patients import with_patients
 from ..data.slices import Slices
@@ -40,7 +40,9 @@ def _label_facts(slices: Slices) -> tuple[pd.DataFrame, str]: # a row an annotat
     "The annotations of these slices where a JSON in their folder has them, or else the connected parts of masks."
     if slices.folder is not None and coco_files(slices.folder):
         facts = annotation_facts(slices.folder)
-        facts = facts[facts["name"].isin(slices.table["name"])].reset_index(drop=True) # the folder may hold more
+        known = slices.table[slices.areas > 0] # the folder may hold more slices, and categories that are no tumour
+        asked = facts["name"].isin(known["name"]) & facts["category"].isin(known["category"])
+        facts = facts[asked].reset_index(drop=True)
         if len(facts) or not slices.areas.any(): return facts, "annotations"
     return _parts(slices), "parts of masks"
 
@@ -50,7 +52,8 @@ def audit_labels(slices: Slices, # any source
     """`counted` says what: annotations of a JSON, or else connected parts of masks. Their number, and names of slices:
     `rectangle_names`, `empty` (no tumour), `several`, `slivers` (too narrow to be meant), `at_frame`, and where there
     is a JSON `bbox_wrong_order`, `bbox_stale`, `area_stale`; `categories` of the slices with tumour in each split, and
-    `tumour_share` of the picture that 5, 50 and 95 % of these slices are below."""
+    `tumour_share` of the picture that 5, 50 and 95 % of these slices are below; `named`, the categories of a JSON, each
+    with [name, annotations]."""
     table = slices.table
     facts, counted = _label_facts(slices)
     def names(chosen: pd.Series) -> list[str]: return sorted(set(facts["name"][chosen.astype(bool)]))
@@ -58,7 +61,7 @@ def audit_labels(slices: Slices, # any source
     narrow = facts[facts[["width", "height"]].min(axis=1) < (_SLIVER * longer_side).clip(lower=2)]
     slivers = [dict(name=name, width=round(float(width), 1), height=round(float(height), 1))
                for name, width, height in narrow[["name", "width", "height"]].values]
-    tumour = slices.areas > 0
+    tumour, named = slices.areas > 0, {} if slices.folder is None else coco_categories(slices.folder)
     categories = {split: part.value_counts().sort_index().rename(str).to_dict()
                   for split, part in table[tumour].groupby("split", sort=False)["category"]}
     shares = slices.areas[tumour] / np.prod(slices.masks.shape[1:])
@@ -75,6 +78,7 @@ def audit_labels(slices: Slices, # any source
         bbox_stale=names(facts["bbox"] == "stale"),
         area_stale=names(facts["area"] == "stale"),
         categories=categories,
+        named={str(number): [name, count] for number, (name, count) in named.items()},
         tumour_share={f"{q} %": round(float(np.percentile(shares, q)), 5) for q in (5, 50, 95)} if len(shares) else {},
     )
 
@@ -110,12 +114,14 @@ def audit_images(slices: Slices, # any source
                  small: np.ndarray, # their `thumbnails`
                  ) -> dict: # numbers, and lists
     """Sizes of the files, how many of up to 200 have equal channels (none where slices come from no folder), and pairs
-    that are one picture, across splits or within."""
+    that are one picture, across splits or within; `neighbours` are nearly equal slices of one patient, and no copies."""
     sizes = (slices.table["width"].astype(str) + " x " + slices.table["height"].astype(str)).value_counts()
-    copies = duplicates(slices, small)
+    pairs = duplicates(slices, small)
+    neighbours = pairs["same_patient"] & ~pairs["exact"] # of thin slices the next one looks nearly the same
+    copies = pairs[~neighbours]
     exact, across = int(copies["exact"].sum()), int((copies["split"] != copies["other_split"]).sum())
     return dict(sizes=sizes.to_dict(), **_count_channels(slices), exact=exact, near=len(copies) - exact,
-                across_splits=across, copies=copies.round(4).to_dict("records"))
+                across_splits=across, neighbours=int(neighbours.sum()), copies=copies.round(4).to_dict("records"))
 
 # %% ../../nbs/quality/03_audit.ipynb #94600d28
 def audit(slices: Slices, # any source

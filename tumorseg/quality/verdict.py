@@ -119,6 +119,8 @@ def _label_lines(labels: dict) -> dict[str, str]:
     categories = []
     for split, counts in labels["categories"].items():
         categories.append(split + " " + ", ".join(f"{n} of {category}" for category, n in counts.items()))
+    named = [f'{number} "{name}" ({count})' for number, (name, count) in labels["named"].items()]
+    if named: lines["annotations of category"] = ", ".join(named)
     if categories: lines["slices of category"] = "; ".join(categories)
     if labels["tumour_share"]:
         shares = ", ".join(f"{100 * share:.2g}" for share in labels["tumour_share"].values())
@@ -128,6 +130,7 @@ def _label_lines(labels: dict) -> dict[str, str]:
 def _image_lines(images: dict) -> dict[str, str]:
     lines = {"sizes": ", ".join(f"{size} ({n})" for size, n in list(images["sizes"].items())[:4]),
              "copies": f"{images['exact']} exact, {images['near']} near; {images['across_splits']} in two splits"}
+    if images["neighbours"]: lines["copies"] += f"; {images['neighbours']} near ones of one patient, which are no copies"
     if images["files_looked_at"]:
         grey = f"{images['channels_equal']} of {images['files_with_channels']} colour files are grey"
         lines["channels"] = f"{grey} ({images['files_looked_at']} files looked at)"
