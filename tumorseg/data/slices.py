@@ -7,20 +7,22 @@ __all__ = ['TABLE', 'SPLITS', 'Sample', 'forget_pages', 'FullMasks', 'Slices', '
            'load_slices', 'cached_slices']
 
 # %% ../../nbs/data/01_slices.ipynb #1b75c882
+import csv
 import hashlib
+import json
 import mmap
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import pandas as pd
 from platformdirs import user_cache_path
 
-from ..core import InputError, new_folder
+from ..core import InputError, new_folder, save_json
 from .images import mask_to_square
 
 if TYPE_CHECKING:
@@ -178,47 +180,77 @@ def split_folders(folder: str | Path, # any folder; one that is missing has none
 # %% ../../nbs/data/01_slices.ipynb #db79ab14
 Sample = tuple[np.ndarray, np.ndarray, dict] # image uint8 (C, size, size), mask uint8 (height, width), row of the table
 
-def save_slices(folder: str | Path, # to be made
+_PIXELS = ("images.npy", "masks.npy") # large: of these only the header is in the checksum
+
+def _seal(folder: Path) -> dict[str, str]:
+    "Size and checksum of each file of saved slices, by its name."
+    seals = {}
+    for path in [*sorted(folder.glob("*.npy")), folder / "table.csv"]:
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            if path.name in _PIXELS: digest.update(file.read(128))
+            else:
+                while block := file.read(1 << 20): digest.update(block)
+        seals[path.name] = f"{path.stat().st_size} {digest.hexdigest()}"
+    return seals
+
+def _header(file: BinaryIO, kind: str, *shape: int) -> None:
+    "Begin a npy file; numpy leaves room to write it again with another length."
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+
+# %% ../../nbs/data/01_slices.ipynb #6d1c84f2
+def save_slices(folder: str | Path, # to be made, for its owner alone
                 samples: Iterator[Sample], # as many as `count`, one at a time
                 count: int, # number of slices
                 channels: int, # of each image
                 size: int, # side of each image, pixels
                 ) -> None:
-    """Write slices one by one into `folder`: images.npy, masks.npy (squares), table.csv, and runs.npy with bounds.npy
-    (`FullMasks`, where the masks are of the size that the table says). Nothing stays where `samples` raises."""
+    """Write slices one by one into `folder`: images.npy, masks.npy (squares), table.csv, seal.json, and runs.npy with
+    bounds.npy (`FullMasks`, where the masks are of the size that the table says). Nothing stays where `samples` raises.
+    InputError for a name that is no text."""
     with new_folder(folder) as unfinished:
-        rows, full = [], []
+        unfinished.chmod(0o700) # pictures of patients, and who they are
+        rows, lengths, full = [], [], True
         # written, not memory-mapped: pages of a map would count as memory until they are on disk
-        with open(unfinished / "images.npy", "wb") as images, open(unfinished / "masks.npy", "wb") as masks:
-            for file, shape in ((images, (count, channels, size, size)), (masks, (count, size, size))):
-                np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        images, masks, runs = (open(unfinished / name, "wb") for name in (*_PIXELS, "runs.npy"))
+        with images, masks, runs:
+            _header(images, "|u1", count, channels, size, size)
+            _header(masks, "|u1", count, size, size)
+            _header(runs, "<i4", count)
             for image, mask, row in samples:
                 images.write(image.tobytes())
                 masks.write(mask_to_square(mask, size).tobytes())
-                full.append(_run_lengths(mask) if mask.shape == (row["height"], row["width"]) else None)
                 rows.append(row)
-        if not any(runs is None for runs in full):
-            truth = FullMasks._joined(full)
-            np.save(unfinished / "runs.npy", truth.runs)
-            np.save(unfinished / "bounds.npy", truth.bounds)
-        pd.DataFrame(rows, columns=list(TABLE)).to_csv(unfinished / "table.csv", index=False)
+                full = full and mask.shape == (row["height"], row["width"])
+                lengths.append(runs.write(_run_lengths(mask).tobytes()) // 4 if full else 0)
+            _header(runs, "<i4", sum(lengths))
+        ends = np.cumsum(lengths, dtype=np.int64)
+        if full: np.save(unfinished / "bounds.npy", np.stack([ends - lengths, ends], 1))
+        else: (unfinished / "runs.npy").unlink()
+        table = pd.DataFrame(rows, columns=list(TABLE))
+        try: table.to_csv(unfinished / "table.csv", index=False, quoting=csv.QUOTE_NONNUMERIC)
+        except UnicodeEncodeError as error:
+            strange = error.object[max(0, error.start - 30):error.end + 30]
+            raise InputError(f"{strange!r}: a name or patient that is no text. Rename it.") from None
+        save_json(unfinished / "seal.json", _seal(unfinished))
 
+# %% ../../nbs/data/01_slices.ipynb #9be05a37
 def load_slices(folder: str | Path, # made by `save_slices`
                 ) -> Slices: # its arrays mapped from disk, read-only
-    "Open saved slices without reading their pixels; InputError where the folder is not whole."
+    "Open saved slices without decoding anything; InputError where the folder is not whole, or was changed."
     folder = Path(folder)
     try:
-        images, masks = (np.load(folder / name, mmap_mode="r") for name in ("images.npy", "masks.npy"))
+        if json.loads((folder / "seal.json").read_text()) != _seal(folder): raise ValueError("a file was changed")
+        images, masks = (np.load(folder / name, mmap_mode="r") for name in _PIXELS)
         table = pd.read_csv(folder / "table.csv", dtype=TABLE, keep_default_na=False)
         truth = None
         if (folder / "bounds.npy").exists():
             truth = FullMasks(np.load(folder / "runs.npy", mmap_mode="r"), np.load(folder / "bounds.npy"))
-        lengths = {len(images), len(masks), len(table), len(table if truth is None else truth.bounds)}
-        if len(lengths) > 1: raise ValueError("its parts differ in length")
-    except (OSError, ValueError) as error:
+        if any(part.max() > 1 for part in _parts(masks)): raise ValueError("a mask was changed")
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{folder}: not a whole folder of slices ({error}). Delete it; it is made anew.") from None
     return Slices(images, masks, table, truth=truth)
-
 
 # %% ../../nbs/data/01_slices.ipynb #475c6274
 def cached_slices(key: str, # made from the content of the source and the size asked for
@@ -229,7 +261,7 @@ def cached_slices(key: str, # made from the content of the source and the size a
     folder = Path(cache or user_cache_path("tumorseg")) / key
     if folder.exists():
         try: return load_slices(folder)
-        except InputError: shutil.rmtree(folder, ignore_errors=True)
+        except InputError: shutil.rmtree(folder, ignore_errors=True) if folder.is_dir() else folder.unlink()
     try: save(folder)
     except InputError:
         if not folder.exists(): raise # otherwise another process was faster, and what it made is as good
