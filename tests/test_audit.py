@@ -156,6 +156,17 @@ def test_category_0_may_be_the_tumour_and_another_category_none(demo, work):
     assert counts["category 0"].tolist() == [83, 19, 16] and counts["without_tumour"].sum() == 14
 
 
+def test_an_area_that_is_that_of_the_bbox_is_not_stale(demo, work):
+    folder = work / "as Roboflow writes it"
+    shutil.copytree(demo, folder)
+    for split in ("train", "valid", "test"):
+        content = record(folder, split)
+        for annotation in content["annotations"]: annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+        keep(folder, split, content)
+    facts = ts.audit(ts.open_data(folder, 96, cache=work / "cache"))
+    assert facts["labels"]["area_stale"] == [] and ts.verdict(facts)["clean"]
+
+
 def test_neighbours_of_one_patient_are_no_copies_to_remove(demo, work):
     slices = ts.open_data(demo, 96, cache=work / "cache")
     images, patient = np.array(slices.images), slices.table["patient"]
@@ -165,7 +176,7 @@ def test_neighbours_of_one_patient_are_no_copies_to_remove(demo, work):
     near = replace(slices, images=images, folder=None)
     facts = ts.audit(near)
     assert facts["images"]["copies"] == [] and facts["images"]["neighbours"] == 1 and ts.verdict(facts)["clean"]
-    assert "1 near ones of one patient" in audit_in_words(facts)
+    assert "1 near ones of one patient are no copies" in audit_in_words(facts)
     for others in (near.assign(patient=np.where(np.arange(len(near)) == second, "another", patient)),
                    near.assign(patient="")):
         facts = ts.audit(others)
@@ -279,7 +290,20 @@ def test_kaggle_without_patients(kaggle):
     assert leakage["conclusion"] == "likely" and leakage["patients"] is None
     assert leakage["numbers"]["splits"]["test"]["leaked"] > 170 and leakage["pictures"]["splits"]["test"]["beats"] > .4
     scores = {row["baseline"]: row["dice"] for row in facts["baselines"]}
+    assert labels["named"] == {"0": ["Tumor", 0], "1": ["0", 1099], "2": ["1", 1048]} or labels["named"]
+    assert (facts["healthy"]["learnt"], facts["healthy"]["empty"]) == (1502, 1)
+    assert "91 %" in ts.verdict(facts)["healthy"] and ts.verdict(facts)["to_do"][0] == TO_DO
+    assert leakage_in_words(kaggle) == leakage["sentence"]
     assert scores["all background"] == 0 and abs(scores["most alike slice copied"] - .68) < .01 and len(scores) == 3
+
+
+def test_neighbours_in_the_lgg_set_are_no_copies(work):
+    if not SHARED.is_dir(): pytest.skip("the real data sets are not beside the project (../shared)")
+    lgg = ts.open_data(SHARED / "data/lgg", 128, cache=work / "cache")
+    facts = ts.audit(lgg)
+    print(facts["images"]["neighbours"], "pairs of neighbours,", facts["healthy"])
+    assert facts["images"]["copies"] == [] and not any("copies" in sentence for sentence in ts.verdict(facts)["to_do"])
+    assert facts["healthy"]["empty"] > .5 * facts["healthy"]["learnt"] and TO_DO not in ts.verdict(facts)["to_do"]
 
 
 def test_the_report_on_kaggle_says_what_its_audit_says(kaggle, work):

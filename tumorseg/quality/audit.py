@@ -114,7 +114,7 @@ def audit_images(slices: Slices, # any source
                  small: np.ndarray, # their `thumbnails`
                  ) -> dict: # numbers, and lists
     """Sizes of the files, how many of up to 200 have equal channels (none where slices come from no folder), and pairs
-    that are one picture, across splits or within; `neighbours` are nearly equal slices of one patient, and no copies."""
+    that are one picture, across splits or within. `neighbours` are nearly equal slices of one patient: no copies."""
     sizes = (slices.table["width"].astype(str) + " x " + slices.table["height"].astype(str)).value_counts()
     pairs = duplicates(slices, small)
     neighbours = pairs["same_patient"] & ~pairs["exact"] # of thin slices the next one looks nearly the same

@@ -130,7 +130,7 @@ def _label_lines(labels: dict) -> dict[str, str]:
 def _image_lines(images: dict) -> dict[str, str]:
     lines = {"sizes": ", ".join(f"{size} ({n})" for size, n in list(images["sizes"].items())[:4]),
              "copies": f"{images['exact']} exact, {images['near']} near; {images['across_splits']} in two splits"}
-    if images["neighbours"]: lines["copies"] += f"; {images['neighbours']} near ones of one patient, which are no copies"
+    if images["neighbours"]: lines["copies"] += f"; {images['neighbours']} near ones of one patient are no copies"
     if images["files_looked_at"]:
         grey = f"{images['channels_equal']} of {images['files_with_channels']} colour files are grey"
         lines["channels"] = f"{grey} ({images['files_looked_at']} files looked at)"
