@@ -15,6 +15,8 @@ from tumorseg.data.coco import COCO_NAME
 from tumorseg.data.experts import expert_contours, find_partners
 from tumorseg.data.patients import split_state
 from tumorseg.quality.audit import audit_labels
+from tumorseg.quality.leakage import leakage_in_words
+from tumorseg.quality.overview import count_subsets
 from tumorseg.quality.verdict import audit_in_words
 from tumorseg.training.run import start_run
 
@@ -96,6 +98,108 @@ def test_planted(planted, work):
     text = audit_in_words(facts)
     assert f"7 of {labels['annotations']} annotations" in text
     assert planted["sliver"] in text and "Split by patients" in text
+
+
+TO_DO = "Add slices without a tumour (--healthy FOLDER; tumorseg fetch healthy downloads some)."
+
+
+def test_a_set_of_tumours_only_is_not_clean_and_its_first_verdict_says_why(demo, work):
+    slices = ts.open_data(demo, 96, cache=work / "cache")
+    train = slices.table["split"] == "train"
+    few = slices[(slices.areas > 0) | ~train | (np.cumsum((slices.areas == 0) & train) <= 2)]  # two healthy ones left
+    for asked, count in ((slices[slices.areas > 0], 0), (few, 2)):
+        facts = ts.audit(asked)
+        answer, learnt = ts.verdict(facts), int((asked.table["split"] == "train").sum())
+        assert (facts["healthy"]["learnt"], facts["healthy"]["empty"]) == (learnt, count)
+        assert not answer["clean"] and answer["to_do"] == [TO_DO]
+        assert list(answer) == ["healthy", "learn", "score", "to_do", "clean"]
+        for word in ("cannot know a healthy brain", f"{count} of the {learnt} slices", "91 %", "Cheng", "Br35H"):
+            assert word in answer["healthy"]
+        lines = audit_in_words(facts).splitlines()
+        first = lines[lines.index("Verdict") + 1]
+        assert first.startswith("  healthy brains") and answer["healthy"] in first and "Nothing." not in lines[-1]
+    facts = ts.audit(slices)
+    assert ts.verdict(facts)["healthy"] == "11 of the 95 slices to learn from have no tumour."
+    assert "(11 of 95 in train, 2 of 21 in valid, 0 of 16 in test)" in audit_in_words(facts)
+
+
+def test_healthy_slices_of_another_source_only_are_told(demo, work):
+    slices = ts.open_data(demo, 96, cache=work / "cache")
+    added = slices.assign(source=np.where(slices.areas > 0, "", "clinic"))
+    facts = ts.audit(added)
+    assert facts["healthy"]["sources"] == {"": [119, 0], "clinic": [13, 13]}
+    assert "All of them are from clinic" in ts.verdict(facts)["healthy"] and ts.verdict(facts)["clean"]
+    assert "0 of 119 in the set itself, 13 of 13 in clinic" in audit_in_words(facts)
+    own = np.where(np.arange(len(slices)) == np.flatnonzero(slices.areas == 0)[0], "", added.table["source"])
+    assert "All of them" not in ts.verdict(ts.audit(added.assign(source=own)))["healthy"]
+
+
+def test_category_0_may_be_the_tumour_and_another_category_none(demo, work):
+    folder = work / "category 0"
+    shutil.copytree(demo, folder)
+    for split in ("train", "valid", "test"):
+        content = record(folder, split)
+        content["categories"] = [dict(id=0, name="tumour"), dict(id=5, name="meningioma")]
+        for annotation in content["annotations"]: annotation["category_id"] = 0
+        if split == "train": content["annotations"][0]["category_id"] = 5
+        keep(folder, split, content)
+    slices = ts.open_data(folder, 96, cache=work / "cache")
+    chosen = (slices.table["category"] == 0).to_numpy()  # what the choice of "tumour" leaves
+    slices = replace(slices, masks=slices.masks * chosen[:, None, None].astype(np.uint8), truth=None)
+    slices = slices.assign(category=0, label=np.where(slices.areas > 0, "contour", ""))
+    facts = ts.audit(slices)
+    labels, text = facts["labels"], audit_in_words(facts)
+    assert labels["named"] == {"0": ["tumour", 118], "5": ["meningioma", 1]} and labels["annotations"] == 118
+    assert labels["categories"] == {"train": {"0": 83}, "valid": {"0": 19}, "test": {"0": 16}}
+    assert '0 "tumour" (118), 5 "meningioma" (1)' in text and "train 83 of 0" in text and "12 of 95 in train" in text
+    counts = count_subsets(slices)
+    assert counts["category 0"].tolist() == [83, 19, 16] and counts["without_tumour"].sum() == 14
+
+
+def test_an_area_that_is_that_of_the_bbox_is_not_stale(demo, work):
+    folder = work / "as Roboflow writes it"
+    shutil.copytree(demo, folder)
+    for split in ("train", "valid", "test"):
+        content = record(folder, split)
+        for annotation in content["annotations"]: annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+        keep(folder, split, content)
+    facts = ts.audit(ts.open_data(folder, 96, cache=work / "cache"))
+    assert facts["labels"]["area_stale"] == [] and ts.verdict(facts)["clean"]
+
+
+def test_neighbours_of_one_patient_are_no_copies_to_remove(demo, work):
+    slices = ts.open_data(demo, 96, cache=work / "cache")
+    images, patient = np.array(slices.images), slices.table["patient"]
+    first, second = np.flatnonzero(patient == patient[0])[:2]
+    images[second] = images[first]
+    images[second, 0, :4, :4] += 1  # nearly the same, as the neighbour in a volume of thin slices is
+    near = replace(slices, images=images, folder=None)
+    facts = ts.audit(near)
+    assert facts["images"]["copies"] == [] and facts["images"]["neighbours"] == 1 and ts.verdict(facts)["clean"]
+    assert "1 near ones of one patient are no copies" in audit_in_words(facts)
+    for others in (near.assign(patient=np.where(np.arange(len(near)) == second, "another", patient)),
+                   near.assign(patient="")):
+        facts = ts.audit(others)
+        assert len(facts["images"]["copies"]) == 1 and facts["images"]["neighbours"] == 0
+        assert "Look at the copies (1), and keep one of each." in ts.verdict(facts)["to_do"]
+    images[second] = images[first]
+    twice = ts.audit(replace(near, images=images))
+    assert twice["images"]["exact"] == 1 and "Look at the copies (1)" in ts.verdict(twice)["to_do"][0]
+
+
+def test_the_likely_leak_of_the_audit_is_told_before_a_training(demo, work):
+    slices = ts.open_data(demo, 96, cache=work / "cache")
+    order, names = np.argsort(slices.table["name"].str.split("/").str[1]), np.empty(len(slices), object)
+    names[order] = [f"{number}.jpg" for number in range(len(slices))]
+    drawn = np.random.default_rng(0).permutation(slices.table["split"])
+    mixed = slices.assign(name=names, split=drawn, patient="")
+    assert leakage_in_words(mixed) == ts.audit(replace(mixed, folder=None))["leakage"]["sentence"]
+    assert leakage_in_words(mixed).startswith("Likely") and "cannot be checked" not in leakage_in_words(mixed)
+    assert "Every patient is on one side only" in leakage_in_words(slices)
+    assert "Patients leak" in leakage_in_words(slices.assign(split=drawn))
+    many = mixed[np.arange(6001) % len(mixed)]
+    many = replace(many, images=None)  # too many to be compared quickly: no picture is looked at
+    assert "cannot be checked" in leakage_in_words(many) and "tumorseg audit" in leakage_in_words(many)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +290,20 @@ def test_kaggle_without_patients(kaggle):
     assert leakage["conclusion"] == "likely" and leakage["patients"] is None
     assert leakage["numbers"]["splits"]["test"]["leaked"] > 170 and leakage["pictures"]["splits"]["test"]["beats"] > .4
     scores = {row["baseline"]: row["dice"] for row in facts["baselines"]}
+    assert labels["named"] == {"0": ["Tumor", 0], "1": ["0", 1099], "2": ["1", 1048]} or labels["named"]
+    assert (facts["healthy"]["learnt"], facts["healthy"]["empty"]) == (1502, 1)
+    assert "91 %" in ts.verdict(facts)["healthy"] and ts.verdict(facts)["to_do"][0] == TO_DO
+    assert leakage_in_words(kaggle) == leakage["sentence"]
     assert scores["all background"] == 0 and abs(scores["most alike slice copied"] - .68) < .01 and len(scores) == 3
+
+
+def test_neighbours_in_the_lgg_set_are_no_copies(work):
+    if not SHARED.is_dir(): pytest.skip("the real data sets are not beside the project (../shared)")
+    lgg = ts.open_data(SHARED / "data/lgg", 128, cache=work / "cache")
+    facts = ts.audit(lgg)
+    print(facts["images"]["neighbours"], "pairs of neighbours,", facts["healthy"])
+    assert facts["images"]["copies"] == [] and not any("copies" in sentence for sentence in ts.verdict(facts)["to_do"])
+    assert facts["healthy"]["empty"] > .5 * facts["healthy"]["learnt"] and TO_DO not in ts.verdict(facts)["to_do"]
 
 
 def test_the_report_on_kaggle_says_what_its_audit_says(kaggle, work):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import tumorseg as ts
-from tumorseg.checks.doctor import findings_in_words
+from tumorseg.checks.doctor import _check_history, _load, check_threshold, findings_in_words, refuse_swapped
 from tumorseg.checks.symptoms import TURNS, check_geometry, check_images, check_leakage, check_masks
 from tumorseg.model.checkpoint import load_model, save_model
 
@@ -110,18 +110,6 @@ def test_masks_in_files_are_read_for_what_they_mean_or_refused(slices, tmp_path)
             assert (read.masks == slices.masks[12:42]).all() and check_masks(read) == []
 
 
-def test_exif_orientations_are_told_where_masks_are_turned(slices, tmp_path):
-    from PIL import Image
-    turned = changed(slices, masks=np.rot90(slices.masks, 1, (1, 2)).copy())
-    for row, name in enumerate(slices.table["name"]):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        exif = Image.Exif()
-        exif[274] = 6
-        Image.fromarray(slices.images[row, 0]).save(tmp_path / name, exif=exif)
-    [finding] = check_geometry(replace(turned, folder=tmp_path))
-    assert "have an EXIF orientation" in finding.evidence and "EXIF" not in check_geometry(turned)[0].evidence
-
-
 class Sigmoid(nn.Module):
     "A network that gives probabilities where the loss takes logits."
     def __init__(self):
@@ -194,6 +182,77 @@ def test_a_loss_that_was_lost_in_half_precision(slices, healthy, work, monkeypat
         assert finding.cause == cause and "4 of 6 epochs" in finding.evidence, finding
 
 
+def test_a_set_and_a_run_without_healthy_slices(slices, work):
+    tumours = slices[slices.areas > 0]
+    run = ts.train(tumours, work / "tumours", ts.Config(**SMALL))
+    for findings in (ts.doctor(tumours), ts.doctor(tumours, run)):
+        assert [finding.cause for finding in findings] == ["healthy slices"], findings
+        assert "0 of the" in findings[0].evidence and "91 %" in findings[0].evidence
+        assert "--healthy FOLDER" in findings[0].to_do
+
+
+def test_a_network_that_marks_healthy_slices(slices, healthy, work):
+    "Half of the validation slices are made healthy ones: the tumour stays in the picture, so the network finds it."
+    valid = np.flatnonzero(slices.table["split"] == "valid")
+    masks = np.array(slices.masks)
+    masks[valid[:6]] = 0
+    asked = changed(slices, masks=masks, label=np.where(masks.any((1, 2)), "contour", ""))
+    run = shutil.copytree(healthy, work / "unspecific")
+    fingerprint = asked.fingerprint()
+    text = (run / "config.json").read_text().replace(ts.Run(healthy).facts["data"]["fingerprint"], fingerprint)
+    (run / "config.json").write_text(text)
+    asked.table.to_csv(run / "table.csv", index=False)
+    [finding] = ts.doctor(asked, run)
+    assert finding.cause == "specificity" and "validation slices that have none (specificity 0." in finding.evidence
+    assert "and on 5 of 5 that have" in finding.evidence
+
+
+def test_the_threshold_is_chosen_for_healthy_slices_too():
+    "A lower one would find the tumours, and mark something on each of three times as many healthy slices."
+    maps, masks = np.full((40, 8, 8), .01, np.float32), np.zeros((40, 8, 8), np.uint8)
+    masks[:10, :4] = 1
+    maps[:10, :4], maps[10:, 0] = .1, .1
+    table = pd.DataFrame(dict(name=[str(row) for row in range(40)], split="valid", patient="", category=1, label="",
+                              height=8, width=8))
+    valid = ts.Slices(np.zeros((40, 1, 8, 8), np.uint8), masks, table)
+    assert check_threshold(maps, valid, .5) == []
+    [finding] = check_threshold(maps[:10], valid[:10], .5)  # without them it is right to lower it
+    assert "tumorseg threshold RUN 0.0" in finding.to_do and "0 of them without tumour" in finding.evidence
+    maps[10:, 0] = .01
+    [finding] = check_threshold(maps, valid, .5)
+    assert "40 slices, 30 of them without tumour, is 0.75" in finding.evidence and "would be 1.00" in finding.evidence
+
+
+def test_data_and_run_the_wrong_way_round(slices, folder, healthy):
+    with pytest.raises(ts.UsageError, match="slices first"): ts.doctor(healthy, slices)
+    with pytest.raises(ts.UsageError, match="is a run. The data comes first: tumorseg doctor"):
+        refuse_swapped(healthy, folder)
+    refuse_swapped(folder, healthy)
+
+
+def test_old_libraries_are_told(slices, monkeypatch):
+    monkeypatch.setattr("tumorseg.checks.doctor.version", {"pillow": "11.3.0", "torch": "2.5.1", "monai": "1.6.0"}.get)
+    [finding] = ts.doctor(slices)
+    assert finding.cause == "versions" and "torch 2.5.1 is older than 2.6.0" in finding.evidence
+    assert "pillow" in finding.evidence and "monai" not in finding.evidence
+
+
+def test_a_run_of_damaged_files_is_a_finding_whatever_is_damaged(slices, healthy, work):
+    "Each value of history, table and description in turn is something else, or gone."
+    random, run = np.random.default_rng(0), shutil.copytree(healthy, work / "fuzzed")
+    whole = {name: (run / name).read_bytes() for name in ("history.csv", "table.csv", "config.json")}
+    odd = [b"", b"null", b"-1", b"1e400", b"nan", b"{}", b"[]", b'"', b"\xff\xfe", b"text", b",", b"\n", b"9" * 400]
+    for name, content in whole.items():
+        for _ in range(8):
+            start = int(random.integers(len(content)))
+            end = start + int(random.integers(1, 30))
+            (run / name).write_bytes(content[:start] + odd[random.integers(len(odd))] + content[end:])
+            network, _, findings = _load(ts.Run(run), slices, None)
+            if network is None: assert [finding.cause for finding in findings] == ["run"]
+            else: assert isinstance(_check_history(ts.Run(run), slices), list)
+        (run / name).write_bytes(content)
+
+
 def test_a_network_of_ones_own(slices, work):
     torch.manual_seed(0)
     sick = {"frozen": Sigmoid().body[:3].requires_grad_(False), "0 to 1": Sigmoid(),
@@ -245,6 +304,6 @@ def test_nothing_but_leakage_is_wrong_with_the_kaggle_set(kaggle):
     start = time.perf_counter()
     findings = ts.doctor(kaggle)
     print(f"doctor of {len(kaggle)} slices: {time.perf_counter() - start:.1f} s")
-    assert [finding.cause for finding in findings] == ["leakage"], findings
+    assert [finding.cause for finding in findings] == ["leakage", "healthy slices"], findings
     for _, turn in (TURNS["transposed"], TURNS["mirrored left to right"]): # boxes, and no patients known
         assert check_geometry(changed(kaggle, masks=turn(np.asarray(kaggle.masks)).copy()))

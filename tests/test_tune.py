@@ -1,19 +1,26 @@
 """Searches: killed and resumed, shared by two processes, failing trials, a budget that ends; the test split unread."""
 import json
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from optuna import Trial
 
 import tumorseg as ts
 import tumorseg.tuning.tune
 from tumorseg.training.config import load_config
+from tumorseg.tuning import study
+from tumorseg.tuning.tune import file_dice
 
 SMALL = ts.Config(epochs=4, width=4, depth=2, batch=4, ema=.5)
 SPACE = {"lr": (1e-3, 3e-2, "log"), "rotation_p": (0., 1.)}
@@ -30,8 +37,8 @@ from tumorseg.data.sources import open_data
 data, out, storage, log, trials, kind = sys.argv[1:]
 sys.path.insert(0, TESTS)
 if kind == "stub":
-    from test_tune import stub
-    tumorseg.tuning.tune.train = stub()
+    from test_tune import kept, stub
+    tumorseg.tuning.tune.train, tumorseg.tuning.tune._kept_dice = stub(), kept
 own = tumorseg.tuning.tune.train
 def noted(slices, run, *args, on_epoch, should_stop):
     kind = "resume" if (run / "config.json").exists() else "train"
@@ -151,6 +158,7 @@ def test_the_test_split_is_never_read(data, tmp_path, monkeypatch):
     assert seen == set(table["name"][table["split"] != "test"])
     config, size = load_config(tmp_path / "search/best.json")
     assert size in (32, 48) and config.epochs == SMALL.epochs and best["trial"] is not None
+    assert best["scored_at"] == "model"  # slices made in memory have no files
 
 
 def stub(score=lambda config: 1 - abs(np.log10(config.lr / 4e-3)), epoch=lambda: None):
@@ -168,8 +176,14 @@ def stub(score=lambda config: 1 - abs(np.log10(config.lr / 4e-3)), epoch=lambda:
     return train
 
 
+def kept(run, *slices):
+    "The Dice that a training of `stub` has reached."
+    return float(pd.read_csv(run / "history.csv")["valid_dice"].max())
+
+
 @pytest.fixture()
 def fake(monkeypatch):
+    monkeypatch.setattr(tumorseg.tuning.tune, "_kept_dice", kept)
     return lambda train: monkeypatch.setattr(tumorseg.tuning.tune, "train", train)
 
 
@@ -180,6 +194,7 @@ def test_a_search_beats_a_bad_start_and_says_so_where_it_does_not(data, tmp_path
     assert found["better"] and abs(np.log10(found["config"]["lr"] / 4e-3)) < .3
     none = ts.tune(open_at, tmp_path / "good", 6, space=SPACE, start=ts.Config(lr=4e-3), size=32)
     assert not none["better"] and none["trial"] == 0
+    assert json.loads((tmp_path / "good/best.json").read_text())["scored_at"] == "file"
     assert load_config(tmp_path / "good/best.json") == (ts.Config(lr=4e-3), 32)
     again = ts.tune(open_at, tmp_path / "again", 14, space=SPACE, start=ts.Config(lr=.02), size=32)
     assert again == found  # the seed makes the search
@@ -236,3 +251,94 @@ def test_a_wrong_search_is_refused_before_the_data_is_opened(tmp_path, wrong):
     with pytest.raises(ts.UsageError) as caught:
         ts.tune(never, tmp_path / "search", **{"trials": 8, "space": SPACE, **wrong})
     assert "\n" not in str(caught.value) and not (tmp_path / "search").exists()
+
+
+def test_a_dice_is_that_of_the_files_at_whatever_size_the_model_works(data):
+    "The file is 48 px: a perfect map of 16 px and one of 48 px are held against the same contour."
+    sizes = {size: ts.open_data(data, size).in_split("valid") for size in (16, 48)}
+    small, large = (slices.masks.astype(np.float32) for slices in sizes.values())
+    assert (file_dice(large, sizes[48], .5) == 1).all() and (file_dice(large, sizes[16], .5) == 1).all()
+    coarse = file_dice(small, sizes[16], .5)
+    assert (coarse == file_dice(small, sizes[48], .5)).all() and .3 < coarse[sizes[16].areas > 0].mean() < .95
+    memory = replace(sizes[48], truth=None)  # without files, at the size of the slices that are given
+    assert (file_dice(large, memory, .5) == 1).all() and file_dice(small, memory, .5).shape == (len(memory),)
+
+
+def test_a_damaged_storage_ends_in_one_sentence(data, tmp_path, fake):
+    "A value or a row of the database is gone or another one; the search goes on or says so, and never with a traceback."
+    fake(stub())
+    open_at, out = lambda size: ts.open_data(data, size), tmp_path / "search"
+    ts.tune(open_at, out, 4, space=SPACE, start=SMALL, size=32)
+    random, refused = np.random.default_rng(0), 0
+    for number in range(12):
+        broken = tmp_path / f"broken{number}"
+        shutil.copytree(out, broken)
+        with closing(sqlite3.connect(broken / "search.db")) as database, database:
+            tables = {"studies", "trials", "trial_params", "trial_values", "trial_user_attributes", "study_user_attributes"}
+            table = sorted(tables)[number % len(tables)]
+            rows = [row for row, in database.execute(f"SELECT rowid FROM {table}")]
+            row = int(random.choice(rows))
+            columns = [column[1] for column in database.execute(f"PRAGMA table_info({table})") if column[1][-3:] != "_id"]
+            try:
+                if number % 3 == 0: database.execute(f"DELETE FROM {table} WHERE rowid = ?", [row])
+                else:
+                    odd = ["null", "[]", '"text"'][number % 3]
+                    database.execute(f"UPDATE {table} SET {columns[-1]} = ? WHERE rowid = ?", [odd, row])
+            except sqlite3.IntegrityError: continue
+        try: ts.tune(open_at, broken, 6, space=SPACE, start=SMALL, size=32)
+        except ts.InputError as error:
+            refused += 1
+            assert "\n" not in str(error) and str(broken) in str(error), error
+    assert refused
+
+
+def test_a_search_in_a_folder_that_cannot_be_written(data, tmp_path, fake):
+    fake(stub())
+    (tmp_path / "file").touch()
+    with pytest.raises(ts.InputError, match="file"):
+        ts.tune(lambda size: ts.open_data(data, size), tmp_path / "file/search", 4, space=SPACE, start=SMALL, size=32)
+    with pytest.raises(ts.InputError, match="cannot be written"):
+        ts.tune(lambda size: ts.open_data(data, size), tmp_path / "file/search", 4, f"sqlite:///{tmp_path}/elsewhere.db",
+                space=SPACE, start=SMALL, size=32)
+
+
+def test_locks_of_killed_processes_are_removed_and_those_of_others_kept(tmp_path):
+    with study.at_work(tmp_path) as living:
+        dead, foreign = tmp_path / f"{study._HOST}-0123.lock", tmp_path / "another-host-0123.lock"
+        dead.touch()
+        foreign.touch()
+        with study.at_work(tmp_path) as second:
+            assert {path.name for path in tmp_path.iterdir()} == {
+                Path(living["lock"]).name, Path(second["lock"]).name, foreign.name}
+            assert study._is_alive(living, 0) and study._is_alive(second, 0)
+    assert [path.name for path in tmp_path.iterdir()] == [foreign.name] and not study._is_alive(living, 0)
+
+
+def test_another_machine_is_judged_by_its_signs_and_not_by_its_clock(monkeypatch):
+    now = [1e6]
+    monkeypatch.setattr(study.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(study, "_SEEN", {})
+    behind, facts = time.time() - 7200, dict(host="another", lock="there")  # its clock is two hours slow
+    for minute in range(30):
+        now[0] += 60
+        assert study._is_alive(facts, behind + 60 * minute)
+    now[0] += study._WATCHED + 1
+    assert not study._is_alive(facts, behind + 60 * 29)  # no sign for ten minutes
+    assert study._is_alive(facts, behind + 60 * 40)
+
+
+def test_a_clock_that_is_set_back_does_not_silence_a_trial(data, tmp_path, fake, monkeypatch):
+    "It gives its sign each minute of the monotonic clock; the wall clock goes backwards here."
+    clocks = dict(monotonic=1e6, time=1.7e9)
+    def tick():
+        clocks["monotonic"] += 61
+        clocks["time"] -= 3600
+    class Clock:
+        monotonic, time = staticmethod(lambda: clocks["monotonic"]), staticmethod(lambda: clocks["time"])
+    monkeypatch.setattr(tumorseg.tuning.tune, "time", Clock)
+    signs, own = [], Trial.set_user_attr
+    monkeypatch.setattr(Trial, "set_user_attr", lambda trial, key, value: (signs.append(value) if key == "seen" else None,
+                                                                           own(trial, key, value))[1])
+    fake(stub(epoch=tick))
+    ts.tune(lambda size: ts.open_data(data, size), tmp_path / "search", 4, space=SPACE, start=SMALL, size=32)
+    assert len(signs) > 8

@@ -20,12 +20,13 @@ from ..pictures import BLACK, BLUE, BOX, GREEN, GREY, ORANGE, RED_PURPLE, TRUTH
 def count_subsets(slices: Slices, # any source
                   ) -> pd.DataFrame: # a row a split: slices, share (0..1), each category, without_tumour, patients
     "Slices in each split: how many, in which categories, how many without tumour, how many patients (0: unknown)."
-    table, empty = slices.table, pd.Series(slices.areas == 0)
+    table, tumour = slices.table, pd.Series(slices.areas > 0)
     groups = table.groupby("split", sort=False)
-    categories = {f"category {category}": (table["category"] == category).groupby(table["split"], sort=False).sum()
-                  for category in sorted(set(table["category"]) - {0})}
+    def count(which: pd.Series) -> pd.Series: return which.groupby(table["split"], sort=False).sum()
+    categories = {f"category {category}": count(tumour & (table["category"] == category))
+                  for category in sorted(set(table["category"][tumour]))}
     return pd.DataFrame({"slices": groups.size(), "share": groups.size() / len(table), **categories,
-                         "without_tumour": empty.groupby(table["split"], sort=False).sum(),
+                         "without_tumour": count(~tumour),
                          "patients": groups["patient"].agg(lambda values: values[values != ""].nunique())})
 
 # %% ../../nbs/quality/02_overview.ipynb #efad170d
@@ -103,7 +104,7 @@ def plot_slices(slices: Slices, # those to choose from
         facts = slices.table.iloc[row]
         ax.imshow(slices.images[row, 0], cmap="gray", vmin=0, vmax=255)
         draw_label(ax, slices.masks[row], facts["label"])
-        category = f"category {facts['category']}" if facts["category"] else "no tumour"
+        category = f"category {facts['category']}" if slices.masks[row].any() else "no tumour"
         ax.set_title(f"{facts['split']}, {category}", fontsize=8)
     fig.legend(handles=label_key(slices.table["label"].tolist()), loc="outside lower center", ncols=2, fontsize=8,
                frameon=False)

@@ -19,7 +19,7 @@ from ..metrics.intervals import interval_groups
 from ..training.config import Config
 from ..training.run import Run
 from ..training.train import train
-from .tune import Development, dice_at
+from .tune import Development, file_dice
 
 # %% ../../nbs/tuning/04_seeds.ipynb #2925eb8a
 def paired_difference(scores: pd.DataFrame, # from `repeat`: which ("best", "start"), seed, name, patient, dice
@@ -55,7 +55,7 @@ def score_repeats(open_at: Callable[[int], Slices], # opens the data at a size i
                   out: str | Path, # folder that `repeat` has filled
                   split: str = "valid", # which slices; "test" only once all choices are made
                   ) -> pd.DataFrame: # which, seed, name, patient, dice; a row for each run and slice
-    "Dice of each slice under each run of `repeat`, at the size of the start. Both empty: 1; only one of them empty: 0."
+    "Dice of each slice under each run of `repeat`, at the size of its file. Both empty: 1; only one of them empty: 0."
     runs = [Run(model.parent) for model in sorted(Path(out).glob("*-[0-9]*/model.safetensors"))]
     if not runs: raise InputError(f"{out}: has no runs of a repeat. Train them first.")
     size = {run.size for run in runs if run.name.startswith("start-")}
@@ -65,7 +65,7 @@ def score_repeats(open_at: Callable[[int], Slices], # opens the data at a size i
         segmenter = run.segmenter()
         maps = segmenter.slices(open_at(run.size).in_split(split).images)
         rows = truth.table[["name", "patient"]].assign(which=which, seed=int(seed))
-        scores.append(rows.assign(dice=dice_at(maps, truth.masks, segmenter.info.threshold)))
+        scores.append(rows.assign(dice=file_dice(maps, truth, segmenter.info.threshold)))
     return pd.concat(scores, ignore_index=True)
 
 def repeat(open_at: Callable[[int], Slices], # as in `tune`
