@@ -27,7 +27,7 @@ from matplotlib import pyplot as plt
 from ..core import InputError, UsageError, progress_bar, save_json, save_table, write_whole
 from ..data.slices import TABLE, Slices, load_slices, save_slices
 from ..data.splits import Folds, choose_folds, load_folds, save_folds, split_by
-from .evaluate import baseline_rows, evaluate, score_tables, summarise
+from .evaluate import baseline_rows, evaluate, model_key, read_scores, score_tables, summarise
 from ..metrics.intervals import bootstrap_interval, interval_groups
 from ..pictures import BLACK, GREY, SKY_BLUE, save_figure
 from ..training.config import Config
@@ -43,8 +43,8 @@ def _finished(run: Run, slices: Slices, config: Config) -> bool:
     if run.config != config or not run.knows(slices):
         raise InputError(f"{run}: is of other data, folds or settings. Give those again, or choose another folder.")
     test = slices.table["name"][slices.table["split"] == "test"] # it may have been scored on another split since
-    try: return (run / "metrics.json").exists() and set(run.scores["name"]) == set(test)
-    except InputError: return False # a damaged table is made again
+    try: return run.metrics.get("model") == model_key(run) and set(read_scores(run)["name"]) == set(test)
+    except (InputError, OSError): return False # what is damaged, or of an earlier version, is made again
 
 def _train_fold(slices: Slices, run: Run, config: Config) -> str:
     "Train or resume a fold and score it. Returns in one line what went wrong (the log has all of it), \"\" if nothing."
@@ -149,7 +149,19 @@ def plot_folds(scores: pd.DataFrame, # every slice once: patient, dice, fold
 
 # %% ../../nbs/evaluation/04_cross_validation.ipynb #fcd09edf
 _FOLD_COLUMNS = ["fold", "threshold", "n_slices", "n_patients", "dice_mean", "dice_ci_low", "dice_ci_high",
-                 "dice_median", "dice_pooled", "iou_mean", "precision", "recall"]
+                 "dice_median", "dice_pooled", "iou_mean", "precision", "recall", "sensitivity", "n_without_tumour",
+                 "specificity"]
+
+def _read_baselines(run: Run) -> pd.DataFrame | None:
+    "baselines.csv of a fold, where it has one."
+    path = run / "baselines.csv"
+    if not path.exists(): return None
+    try:
+        table = pd.read_csv(path, dtype=TABLE, keep_default_na=False)[["baseline", "name", "patient", "dice"]]
+        if not table["dice"].astype(float).between(0, 1).all(): raise ValueError("values that no Dice has")
+    except (KeyError, ValueError, TypeError, OSError) as error:
+        raise InputError(f"{path}: is not a table of baselines ({error}). Evaluate the run again.") from None
+    return table.astype({"dice": float})
 
 def pool_folds(out: str | Path, # folder of a cross-validation, its folds finished
                ) -> dict: # what is in metrics.json
@@ -162,7 +174,7 @@ def pool_folds(out: str | Path, # folder of a cross-validation, its folds finish
     runs = {number: Run(out / f"fold_{number}") for number in range(1, folds.count + 1)}
     missing = [run.name for run in runs.values() if not (run / "metrics.json").exists()] # written last
     if missing: raise InputError(f"{out}: {', '.join(missing)} not finished yet. Give the same command again to go on.")
-    scores = pd.concat([run.scores.assign(fold=number) for number, run in runs.items()], ignore_index=True)
+    scores = pd.concat([read_scores(run).assign(fold=number) for number, run in runs.items()], ignore_index=True)
     if dict(zip(scores["name"], scores["fold"])) != folds.fold or len(scores) != len(folds.fold):
         raise InputError(f"{out}: folds not scored on their own test slices. Give the same command again to do it.")
     metrics = {number: run.metrics for number, run in runs.items()}
@@ -171,13 +183,12 @@ def pool_folds(out: str | Path, # folder of a cross-validation, its folds finish
         return first if all(other == first for other in others) else None
     table = pd.DataFrame([dict(fold=number, threshold=metrics[number].get("threshold"), **summarise(part))
                           for number, part in scores.groupby("fold")])[_FOLD_COLUMNS]
-    files = [run / "baselines.csv" for run in runs.values() if (run / "baselines.csv").exists()]
-    baselines = [pd.read_csv(file, dtype=TABLE, keep_default_na=False) for file in files]
-    size = common("size")
-    summary = dict(split="out of fold", size=size, threshold=common("threshold"),
-                   patients="separate" if (scores["patient"] != "").all() else "unknown", **summarise(scores),
-                   **(score_tables(scores, size * size) if size else {}),
-                   baselines=baseline_rows(pd.concat(baselines) if len(baselines) == folds.count else None),
+    baselines = [_read_baselines(run) for run in runs.values()]
+    states = [one.get("patients") for one in metrics.values()]
+    patients = "leak" if "leak" in states else "separate" if set(map(str, states)) == {"separate"} else "unknown"
+    summary = dict(split="out of fold", size=common("size"), scored_at=common("scored_at"),
+                   threshold=common("threshold"), patients=patients, **summarise(scores), **score_tables(scores),
+                   baselines=baseline_rows(None if any(table is None for table in baselines) else pd.concat(baselines)),
                    folds=folds.count, folds_made=folds.made, dice_fold_sd=float(table["dice_mean"].std()))
     save_table(out / "slices.csv", scores)
     save_table(out / "folds.csv", table)
