@@ -171,7 +171,7 @@ def test_memory_stays_flat_while_browsing(tmp_path):
     slices = make_slices(400, 128)
     maps = (slices.masks[start:start + 50].astype(np.float32) for start in range(0, 400, 50))
     keep_maps(tmp_path / "maps", slices, maps)
-    percent, counts = kept_maps(tmp_path / "maps")
+    percent, counts = kept_maps(tmp_path / "maps", slices)
     assert isinstance(percent, np.memmap)
     browser = ts.browse(Predictions(slices, percent, counts, .5, "flat", tmp_path, True))
     for number in range(2, 60): browser.slice.value = number

@@ -374,6 +374,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'tumorseg/evaluation/predictions.py'),
                                                  'tumorseg.evaluation.predictions._stamp': ( 'evaluation/predictions.html#_stamp',
                                                                                              'tumorseg/evaluation/predictions.py'),
+                                                 'tumorseg.evaluation.predictions._whole': ( 'evaluation/predictions.html#_whole',
+                                                                                             'tumorseg/evaluation/predictions.py'),
                                                  'tumorseg.evaluation.predictions.differing': ( 'evaluation/predictions.html#differing',
                                                                                                 'tumorseg/evaluation/predictions.py'),
                                                  'tumorseg.evaluation.predictions.in_order': ( 'evaluation/predictions.html#in_order',
