@@ -57,13 +57,16 @@ NEAR_DUPLICATE = .995
 
 def duplicates(slices: Slices, # at any size
                small: np.ndarray, # their `thumbnails`
-               ) -> pd.DataFrame: # a row a pair: name, split, other, other_split, correlation, exact
-    "Pairs of slices that are one picture: every pixel equal at this size (exact), or nearly so; blank slices left out."
+               ) -> pd.DataFrame: # a row a pair, the columns as below
+    """Pairs of slices that are one picture: every pixel equal at this size (exact), or nearly so; no blank slices.
+    Columns: name, split, other, other_split, correlation, exact, same_patient (False where a patient is unknown)."""
     prints = [hashlib.sha256(np.ascontiguousarray(image)).digest() for image in slices.images]
-    names, splits = slices.table["name"].to_numpy(), slices.table["split"].to_numpy()
+    names, splits, patients = (slices.table[column].to_numpy() for column in ("name", "split", "patient"))
     pairs = []
     for rows, alike in correlations(small, small):
         for row, j in np.argwhere(np.triu(alike >= NEAR_DUPLICATE, rows.start + 1)): # each pair once
             i, value = rows.start + row, float(min(alike[row, j], 1))
-            pairs.append((names[i], splits[i], names[j], splits[j], value, prints[i] == prints[j]))
-    return pd.DataFrame(pairs, columns=["name", "split", "other", "other_split", "correlation", "exact"])
+            same_patient = bool(patients[i] != "" and patients[i] == patients[j])
+            pairs.append((names[i], splits[i], names[j], splits[j], value, prints[i] == prints[j], same_patient))
+    columns = ["name", "split", "other", "other_split", "correlation", "exact", "same_patient"]
+    return pd.DataFrame(pairs, columns=columns)

@@ -8,28 +8,38 @@ __all__ = ['unpack', 'download_article']
 # %% ../../nbs/data/04_download.ipynb #7768dcf6
 import functools
 import json
+import lzma
 import re
+import time
 import zipfile
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
 from ..core import InputError, leaves_folder, progress_bar, save_json
 
 # %% ../../nbs/data/04_download.ipynb #cdebe107
+_PATIENCE = 60 # seconds after which a download has to have brought a kilobyte for each
+
+_TOO_SLOW = "the server is too slow"
+
 def _download(url: str, to: str, _: object, part: Path, size: int) -> None:
     "A downloader for pooch: goes on where `part` ends, takes no more than `size` bytes. pooch looks at the checksum."
     from pooch import HTTPDownloader
-    from requests import HTTPError
+    from requests import HTTPError, Timeout
     arrived = part.stat().st_size if part.exists() else 0
     shown = dict(total=size, initial=arrived, desc=part.stem, unit="B", unit_scale=True)
     try:
         with open(part, "ab") as file, progress_bar(**shown) as bar:
+            begun = time.monotonic()
             def write(block: bytes) -> None:
+                waited = time.monotonic() - begun
+                if waited > _PATIENCE and file.tell() - arrived < 1000 * waited: raise Timeout(_TOO_SLOW)
                 if file.tell() + len(block) > size: raise ValueError("more arrived than was announced")
                 file.write(block)
                 bar.update(len(block))
             headers = {"Range": f"bytes={arrived}-"} if arrived else {}
-            download = HTTPDownloader(timeout=30, chunk_size=1 << 14, headers=headers)
+            download = HTTPDownloader(timeout=30, chunk_size=1 << 9, headers=headers) # small: see _PATIENCE
             if arrived < size: download(url, SimpleNamespace(write=write, flush=file.flush), None)
     except (ValueError, HTTPError) as error:
         # too much, or no such range: what is there does not begin this file, and the next attempt starts anew
@@ -40,23 +50,40 @@ def _download(url: str, to: str, _: object, part: Path, size: int) -> None:
 # %% ../../nbs/data/04_download.ipynb #a97657af
 _MAX_FILE = 50_000_000 # bytes of one unpacked slice: a hundred times what one has
 
+_MAX_MEMBERS, _MAX_BYTES = 20_000, 20_000_000_000 # of an archive, and unpacked: six times the whole set of 3064 slices
+
+def _refuse_strange(members: list[zipfile.ZipInfo]) -> None:
+    "ValueError for an archive that is not what it should be, before anything of it is unpacked."
+    if len(members) > _MAX_MEMBERS: raise ValueError(f"has {len(members)} files, far too many")
+    for member in members:
+        name = member.filename[:80]
+        if leaves_folder(member.filename): raise ValueError(f"has a path that leaves the folder ({name!r})")
+        if member.file_size > _MAX_FILE: raise ValueError(f"has a file of {member.file_size} bytes ({name!r})")
+    total = sum(member.file_size for member in members)
+    if total > _MAX_BYTES: raise ValueError(f"would fill {total} bytes")
+
 def unpack(archive: Path, # a zip of N.mat files, in folders or not
            to: Path, # folder to unpack into
            ) -> int: # number of files written
-    "Unpack the N.mat files of a zip. InputError where it is damaged, has a path out of `to` or a huge file."
+    "Unpack the N.mat files of a zip. InputError where it is damaged, has a path out of `to`, huge or too many files."
     try:
         with zipfile.ZipFile(archive) as opened:
-            for member in opened.infolist():
-                name = member.filename[:80]
-                if leaves_folder(member.filename): raise ValueError(f"has a path that leaves the folder ({name!r})")
-                if member.file_size > _MAX_FILE: raise ValueError(f"has a file of {member.file_size} bytes ({name})")
+            _refuse_strange(opened.infolist())
             slices = {Path(member.filename).name: member for member in opened.infolist()
                       if re.fullmatch(r"[0-9]{1,9}\.mat", Path(member.filename).name)}
             for name, member in progress_bar(slices.items(), desc=f"unpacking {archive.name}", unit="file"):
-                (to / name).write_bytes(opened.read(member)) # zipfile reads no more than file_size, and checks the CRC
+                content = _read_member(opened, member)
+                (to / name).unlink(missing_ok=True) # it may be a link to a file elsewhere
+                with open(to / name, "xb") as file: file.write(content)
     except (ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
         raise InputError(f"{archive}: {error}. Delete it and download it again.") from None
     return len(slices)
+
+def _read_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    "A file of an archive: zipfile reads no more than `file_size`, and checks the CRC. ValueError where it is damaged."
+    try: return opened.read(member)
+    except (zlib.error, lzma.LZMAError, OSError) as error: # OSError: bzip2's
+        raise ValueError(f"{member.filename[:80]!r} is damaged ({error})") from None
 
 # %% ../../nbs/data/04_download.ipynb #c5988804
 _API = "https://api.figshare.com/v2"
@@ -70,6 +97,7 @@ def _unpack_arrived(path: str, action: str, _: object) -> None:
 def _reason(error: Exception) -> str:
     "Why a download failed, in a few words: what requests tells of its connections fills three lines."
     if not hasattr(error, "response"): return str(error)
+    if str(error) == _TOO_SLOW: return _TOO_SLOW
     if error.response is None: return f"no answer from the server, or the connection broke: {type(error).__name__}"
     return f"the server answered {error.response.status_code} {error.response.reason}"
 
@@ -99,7 +127,7 @@ def download_article(article: int, # number of the figshare article
             done[name] = md5
             save_json(fetched, done)
     except InputError: raise
-    except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         page = f"https://doi.org/10.6084/m9.figshare.{article}"
         raise InputError(f"figshare {article}: the download did not work ({_reason(error)}). What has arrived is kept: "
                          f"try again, or download {page} by hand, unpack it and give its folder.") from None

@@ -6,14 +6,16 @@
 __all__ = ['figshare_sample', 'figshare_files', 'figshare_entries']
 
 # %% ../../nbs/data/05_figshare.ipynb #d66d2528
+import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 from scipy.integrate import trapezoid
-from scipy.io import loadmat
 
 from ..core import InputError
 from .images import MAX_PIXELS, to_8_bits, to_square
@@ -101,17 +103,39 @@ def figshare_files(folder: str | Path, # any folder
     slices = [path for path in _named(folder, "*.mat") if re.fullmatch(r"[0-9]{1,9}", path.stem)]
     return sorted(slices, key=lambda path: int(path.stem)) + _named(folder, "cvind.mat")[:1] if slices else []
 
+# %% ../../nbs/data/05_figshare.ipynb #ae06c5d1
+_READ_OLDER = """
+import json, sys
+from scipy.io import loadmat
+try:
+    import resource
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 32 if hard < 0 else min(1 << 32, hard), hard))
+except ImportError: pass # Windows has no such limit
+print(json.dumps(loadmat(sys.argv[1], variable_names=["cvind"])["cvind"].astype(float).ravel().tolist()))
+"""
+
+def _read_older(path: Path) -> np.ndarray: # float64, as many folds as there are
+    "`cvind` from MATLAB's older format, read by SciPy in another process: its reader can crash on a damaged file."
+    try: # where Python itself lies: in a folder with a scipy.py of somebody else, that would be imported
+        child = subprocess.run([sys.executable, "-c", _READ_OLDER, path.resolve()], capture_output=True, timeout=60,
+                               cwd=sys.prefix)
+        return np.array(json.loads(child.stdout), float)
+    except (subprocess.SubprocessError, ValueError, TypeError):
+        raise ValueError("is damaged, or has no folds in it") from None
+
 def _folds(path: Path, numbers: list[int]) -> list[int]:
     "The fold of each file: entry i is that of i.mat, or, where there are as many entries as files, they go by number."
     try:
         with _open_file(path) as file: folds = _read_numbers(file, "cvind", 1_000_000).ravel()
     except ValueError as error:
         if "older format" not in str(error) or path.stat().st_size > 100_000: raise # a row of numbers may be in that
-        folds = loadmat(path, variable_names=["cvind"])["cvind"].ravel()
+        folds = _read_older(path)
     if len(folds) == len(numbers): chosen = folds
     elif len(folds) >= max(numbers): chosen = folds[np.array(numbers) - 1]
     else: raise ValueError(f"has {len(folds)} folds for {len(numbers)} files with numbers up to {max(numbers)}")
-    if (chosen < 1).any() or (chosen % 1 != 0).any(): raise ValueError("has folds that are no whole numbers from 1")
+    if not ((chosen >= 1) & (chosen <= 99) & (chosen % 1 == 0)).all():
+        raise ValueError("has folds that are no whole numbers from 1 to 99")
     return [int(fold) for fold in chosen]
 
 def figshare_entries(folder: str | Path, # of the layout

@@ -6,28 +6,54 @@
 __all__ = ['Segmenter', 'predict_files']
 
 # %% ../../nbs/model/04_predict.ipynb #088b40c6
+import io
+import os
+import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from ..core import InputError, UsageError, progress_bar, write_whole
-from ..data.images import from_square, read_image, to_square
-from .checkpoint import load_model
+from tumorseg.core import (
+    InputError,
+    UsageError,
+    only_one,
+    progress_bar,
+    read_table,
+    reading,
+    save_table,
+    sweep,
+    write_whole,
+)
+from tumorseg.data.images import (
+    PICTURES,
+    as_picture,
+    file_problem,
+    from_square,
+    open_picture,
+    read_image,
+    to_square,
+)
+from .checkpoint import load_model, model_file
+from .familiar import unlike_in_words
 from .inference import best_device, probabilities
-from ..pictures import overlay, to_png
+from ..pictures import overlay
 
 # %% ../../nbs/model/04_predict.ipynb #8043a3a3
+_Picture = str | Path | Image.Image | np.ndarray | torch.Tensor
+
 class Segmenter:
     "A trained model, ready for pictures of any size. Give it the folder of a run, or a model file."
     def __init__(self,
                  run: str | Path, # folder of a run, or its model.safetensors
                  network: torch.nn.Module | None = None, # a fresh one of its kind, where the run's is not our U-Net
                  ):
-        path = Path(run)
-        if path.is_dir(): path = path / "model.safetensors"
-        network, self.info = load_model(path, network)
+        network, self.info = load_model(model_file(run), network)
         self.network = network.to(best_device(), memory_format=torch.channels_last)
         self.channels = len(self.info.mean)
 
@@ -40,44 +66,143 @@ class Segmenter:
             raise InputError(f"The model takes slices {shape}, not {images.shape[1:]}: open data of size {shape[-1]}.")
         return probabilities(self.network, images, self.info)
 
+    def _image(self, picture: _Picture) -> np.ndarray: # uint8 (C, H, W)
+        if isinstance(picture, (str, Path)): return read_image(picture, self.channels)
+        return as_picture(picture, self.channels)
+
     def __call__(self,
-                 picture: str | Path | np.ndarray, # a file, or uint8 (H, W) or (C, H, W)
+                 picture: _Picture, # a file, a PIL image, an array or a tensor: (H, W), (C, H, W) or (H, W, C)
                  ) -> np.ndarray: # float32 (H, W), 0..1, of the picture's own size
-        "The probability of tumour in each pixel of a picture of any size. InputError where a file cannot be read."
-        image = picture if isinstance(picture, np.ndarray) else read_image(picture, self.channels)
-        image = image[None] if image.ndim == 2 else image
-        if len(image) != self.channels:
-            raise InputError(f"The picture has {len(image)} channels, the model was trained on {self.channels}.")
+        """The probability of tumour in each pixel of a picture of any size. Numbers other than uint8 are scaled to
+        reach from 0 to 255, as those of a file are. InputError for what is no picture, or has other channels."""
+        image = self._image(picture)
         probability = self.slices(to_square(image, self.info.size)[None])[0]
         return from_square(probability, *image.shape[1:])
 
     def mask(self,
-             picture: str | Path | np.ndarray, # as in the call
+             picture: _Picture, # as in the call
              ) -> np.ndarray: # uint8 (H, W) of 0 and 1
         "The mask: 1 where the probability is above the model's threshold."
         return (self(picture) > self.info.threshold).astype(np.uint8)
 
+    def unlike(self,
+               picture: _Picture, # as in the call
+               ) -> str: # one sentence; "" where it is like them, or the model does not know them
+        "Whether a picture is unlike the slices that the model learnt from, and in what: then do not rely on its mask."
+        return unlike_in_words(self.info.familiar, to_square(self._image(picture), self.info.size))
+
 # %% ../../nbs/model/04_predict.ipynb #f6007e79
+def _signature(pixels: np.ndarray) -> str: return f"tumorseg {zlib.crc32(np.ascontiguousarray(pixels)):08x}"
+
+def _signed_png(pixels: np.ndarray) -> bytes: # uint8 (H, W) or (H, W, 3)
+    "A PNG, compressed lightly, that says of itself that we wrote it."
+    text, file = PngInfo(), io.BytesIO()
+    text.add_text("Software", _signature(pixels))
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1, pnginfo=text)
+    return file.getvalue()
+
+def _is_ours(path: Path) -> bool:
+    "Whether a file is as `_signed_png` made it: not somebody else's, and not changed since."
+    try:
+        with open_picture(path) as picture: return picture.info.get("Software") == _signature(np.asarray(picture))
+    except InputError: return False
+
+def _refuse_theirs(path: Path) -> None:
+    if os.path.lexists(path) and not _is_ours(path):
+        raise InputError(f"{path}: is there already and was not written by a prediction, or was changed since. "
+                         "Choose another folder for the results.")
+
+# %% ../../nbs/model/04_predict.ipynb #c85d54aa
+def _pictures(folder: Path, # looked through, with its sub-folders
+              out: Path, # the folder of the results: what is written there is no input
+              ) -> tuple[list[Path], list[str]]: # in the order of their names; what is wrong with others
+    "The pictures in a folder, without masks (NAME_mask), hidden files and our own overlays."
+    found, problems, masks = [], [], 0
+    def refused(error: OSError) -> None: problems.append(f"{error.filename}: cannot be read ({error.strerror}).")
+    for place, folders, names in os.walk(folder, onerror=refused):
+        folders[:] = sorted(name for name in folders if name[0] != "." and not _same(Path(place, name), out))
+        for path in sorted(Path(place, name) for name in names if name[0] != "."):
+            if path.suffix.lower() not in PICTURES: continue
+            if path.stem.endswith("_mask"): masks += 1
+            elif problem := file_problem(path, folder): problems.append(problem)
+            elif not (path.stem.endswith("_overlay") and _is_ours(path)): found.append(path)
+    if masks: print(f"{folder}: files called NAME_mask are left out ({masks}).", file=sys.stderr)
+    if not found and not problems: problems.append(f"{folder}: holds no picture. Give a folder with JPG, PNG or TIFF.")
+    return found, problems
+
+def _same(one: Path, other: Path) -> bool: return os.path.realpath(one) == os.path.realpath(other)
+
+def _places(files: list[Path], out: Path) -> tuple[dict[Path, Path], list[str]]:
+    "For each picture, where its results go, without their endings; and what is wrong with folders."
+    folders, problems = {}, [] # of each picture the folder that was given, or its own
+    for file in files:
+        within = os.path.isdir(file) # pathlib would raise for a name that is too long
+        found, wrong = _pictures(file, out) if within else ([file], [])
+        problems += wrong
+        folder = file if within else file.parent
+        for path in found: folders.setdefault(Path(os.path.abspath(path)), (path, folder))
+    names = [path.relative_to(folder) for path, folder in folders.values()]
+    if len({name.with_name(name.stem) for name in names}) < len(names): # then below the folder that holds them all
+        top = os.path.commonpath([path.parent for path in folders])
+        names = [path.relative_to(top) for path in folders]
+    stems = [name.with_name(name.stem) for name in names]
+    twice = sorted(str(stem) for stem, count in Counter(stems).items() if count > 1)
+    if twice: raise UsageError(f"Several files are called {', '.join(twice[:5])}: give one of them.")
+    return {path: out / stem for (path, _), stem in zip(folders.values(), stems)}, problems
+
+# %% ../../nbs/model/04_predict.ipynb #af1c25ae
+_COLUMNS = ["file", "mask", "tumour_share", "highest", "threshold", "unlike"]
+
+def _predict(segmenter: Segmenter, file: Path, place: Path, threshold: float) -> dict:
+    "Mask and overlay of one file, written; its row. InputError where it cannot be read or they cannot be written."
+    path, drawn = (place.with_name(f"{place.name}_{kind}.png") for kind in ("mask", "overlay"))
+    if (shown := str(file).encode(errors="replace").decode()) != str(file):
+        raise InputError(f"{shown}: its name is not UTF-8. Rename it.")
+    image = read_image(file, segmenter.channels)
+    for target in (path, drawn): _refuse_theirs(target)
+    probability = segmenter(image)
+    mask = probability > threshold
+    write_whole(path, _signed_png(mask.astype(np.uint8) * np.uint8(255)))
+    write_whole(drawn, _signed_png(overlay(image, mask)))
+    return dict(file=str(file), mask=str(path), tumour_share=float(mask.mean()), highest=float(probability.max()),
+                threshold=threshold, unlike=segmenter.unlike(image))
+
+def _keep_rows(path: Path, rows: list[dict]) -> None:
+    "Write predictions.csv; rows of earlier calls stay. InputError where the file is not ours."
+    table = pd.DataFrame(rows, columns=_COLUMNS)
+    if path.exists():
+        with reading(path, "a list of predictions", "Choose another folder for the results."):
+            earlier = read_table(path)
+            if list(earlier) != _COLUMNS: raise ValueError(f"its columns are not {', '.join(_COLUMNS)}")
+        earlier = earlier[~earlier["mask"].isin(table["mask"])]
+        if len(earlier): table = pd.concat([earlier, table])
+    save_table(path, table)
+
 def predict_files(segmenter: Segmenter, # the model
-                  files: list[str | Path], # pictures: JPG, PNG or TIFF of any size
+                  files: list[str | Path], # pictures, or folders of them: JPG, PNG, TIFF or BMP of any size
                   out: str | Path, # folder for the results, made where it is missing
-                  ) -> tuple[list[dict], list[str]]: # a row a file: file, mask, tumour_share, highest; and the problems
-    "Write NAME_mask.png (0 and 255, of the file's size) and NAME_overlay.png for each file."
+                  threshold: float | None = None, # a pixel is tumour above this; None: the model's own
+                  ) -> tuple[list[dict], list[str]]: # a row a file, its keys as in `_COLUMNS`; the problems
+    """Write NAME_mask.png (0 and 255, of the file's size) and NAME_overlay.png for each file, and predictions.csv
+    with file, mask, tumour_share, highest (probability), threshold and unlike (a sentence) of each.
+
+    Sub-folders of a folder are kept in `out`; files of one name from several folders go into sub-folders named like
+    those. A file that we did not write, or that was changed since, is never replaced. UsageError for no file at all,
+    two files that would give one mask, a threshold outside 0 to 1."""
     files, out = list(map(Path, files)), Path(out)
-    twice = sorted(stem for stem, count in Counter(file.stem for file in files).items() if count > 1)
-    if twice:
-        raise UsageError(f"Several files are called {', '.join(twice[:5])}: predict one folder at a time.")
-    done, problems = [], []
-    for file in progress_bar(files, desc="predicting", unit="file"):
+    threshold = segmenter.info.threshold if threshold is None else threshold
+    if not files: raise UsageError("There is no file to segment: give pictures, or folders of pictures.")
+    if not 0 < threshold < 1: raise UsageError(f"The threshold is {threshold}: give one between 0 and 1.")
+    places, problems = _places(files, out)
+    done = []
+    with only_one(out):
+        for folder in {place.parent for place in places.values()}: sweep(folder) # what a killed call has left
         try:
-            image = read_image(file, segmenter.channels)
-            probability = segmenter(image)
-        except InputError as error:
-            problems += error.problems
-            continue
-        mask, path = probability > segmenter.info.threshold, out / f"{file.stem}_mask.png"
-        write_whole(path, to_png(mask.astype(np.uint8) * np.uint8(255)))
-        write_whole(out / f"{file.stem}_overlay.png", to_png(overlay(image, mask)))
-        highest = float(probability.max())
-        done.append(dict(file=str(file), mask=str(path), tumour_share=float(mask.mean()), highest=highest))
+            for file, place in progress_bar(places.items(), desc="predicting", unit="file"):
+                try: done.append(_predict(segmenter, file, place, threshold))
+                except InputError as error: problems += error.problems
+        finally: # of a call that is broken off, too
+            if done:
+                try: _keep_rows(out / "predictions.csv", done)
+                except InputError as error: problems += error.problems
     return done, problems

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from ..core import InputError, progress_bar, save_table, sweep
 from ..data.slices import Slices
 from ..model.checkpoint import save_model, save_training
-from ..model.inference import ModelInfo, best_device, best_precision, measure_normalisation
+from ..model.inference import ModelInfo, best_device, best_precision, describe
 from ..model.unet import UNet
 from .config import Config
 from .curves import show_epoch
@@ -81,7 +81,7 @@ class _Training:
         self.rows, self.valid_rows = slices.rows_of("train"), slices.rows_of("valid")
         self.tumour = slices.areas[self.rows] > 0
         sample = slices.images[self.rows[::max(1, len(self.rows) // 1000)]]
-        self.info = ModelInfo(slices.images.shape[-1], *measure_normalisation(sample))
+        self.info = describe(sample)
         self.loop = Loop(slices, self.info, config, network, accelerator, run / "last/training.safetensors")
         self.place, self.main = self.loop.place, accelerator.is_main_process
         self.history = self.place["history"] # a row for each finished epoch
