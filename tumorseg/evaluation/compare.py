@@ -15,8 +15,9 @@ import pandas as pd
 
 from ..core import InputError, UsageError
 from ..data.slices import Slices
-from .evaluate import data_key, model_key, read_scores, score_slices, seen_before
+from .evaluate import data_key, read_scores, score_slices, seen_before
 from ..metrics.intervals import bootstrap_interval, interval_groups, paired_test, share_interval
+from ..model.checkpoint import model_key
 from ..pictures import BLUE, VERMILION
 from ..training.run import Run
 

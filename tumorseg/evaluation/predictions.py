@@ -20,6 +20,7 @@ import torch
 from ..core import InputError, UsageError, new_folder, progress_bar, write_whole
 from ..data.slices import Slices, forget_pages
 from ..metrics.masks import counts_by_threshold, dice
+from ..model.checkpoint import model_key
 from ..model.predict import Segmenter
 from ..training.run import Run
 
@@ -156,9 +157,8 @@ def predict_split(run: str | Path | Run, # a training
     """The predictions of a run, kept in RUN/predictions/SPLIT; computed with a progress bar where they are not there.
     Truth counts as unknown where no mask of the split has a tumour. InputError where the model or split is missing."""
     run = Run(run)
-    chosen, segmenter = run.slices(slices).in_split(split), run.segmenter(network)
-    model = hashlib.sha256((run.path / "model.safetensors").read_bytes()).hexdigest()[:16]
-    percent, counts = _maps_of(segmenter, chosen, run.path / "predictions" / split, f"percent 1, model {model}")
+    key, segmenter, chosen = model_key(run), run.segmenter(network), run.slices(slices).in_split(split)
+    percent, counts = _maps_of(segmenter, chosen, run.path / "predictions" / split, f"percent 1, model {key}")
     truth = bool(counts[:, 0, [0, 2]].any()) # a pixel that is tumour is found or missed
     return Predictions(chosen, percent, counts, segmenter.info.threshold, run.name, run.path, truth)
 
