@@ -72,6 +72,7 @@ def export_picture(predictions: Predictions, # of one model
 # %% ../../nbs/widgets/01_tags.ipynb #9a92e0fc
 from ..core import leaves_folder
 
+
 def _coco_name(name: str, split: str) -> str:
     "The file in its split's folder; formats that only hold data (MATLAB) become PNG."
     name = name.removeprefix(f"{split}/")
