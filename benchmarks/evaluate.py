@@ -1,9 +1,10 @@
-"""How long an evaluation takes besides the network's own time: simulated probability maps of 2146 slices at 256 px.
+"""How long an evaluation takes besides the network's own time: simulated probability maps of 2146 slices at 256 px,
+scored at the size of their files, 640 px.
 
-    python benchmarks/evaluate.py [--count 2146] [--size 256]
+    python benchmarks/evaluate.py [--count 2146] [--size 256] [--file 640]
 
-The slices scored are `count`; as many as the Kaggle set has in train (1502) and valid (429) stand beside them, for
-baselines and temperature.
+With --file 256 nothing has to be brought back. The slices scored are `count`; as many as the Kaggle set has in train
+(1502) and valid (429) stand beside them, for baselines and temperature. Each part is given in seconds of the processor.
 """
 import tempfile
 import time
@@ -15,6 +16,7 @@ import tyro
 from machine import machine
 
 import tumorseg as ts
+from tumorseg.data.images import mask_to_square
 from tumorseg.data.slices import load_slices, save_slices
 from tumorseg.evaluation import evaluate as module
 from tumorseg.model.checkpoint import save_model
@@ -24,17 +26,17 @@ PARTS = ["score_slices", "count_masks", "count_tumours", "surface_scores", "logi
          "summarise", "score_tables"]
 
 
-def simulate(splits, size):
-    "Bright discs in noise as slices, one in ten without tumour; eight slices a patient."
-    rng, (rows, columns) = np.random.default_rng(0), np.mgrid[:size, :size].astype(np.float32)
+def simulate(splits, size, file):
+    "Bright discs in noise, one in ten without tumour, eight slices a patient; the masks at the size of the files."
+    rng, (rows, columns) = np.random.default_rng(0), np.mgrid[:file, :file].astype(np.float32)
     for number, split in enumerate(splits):
-        row, column = rng.uniform(.3 * size, .7 * size, 2)
-        radius = rng.uniform(.02 * size, .13 * size) * (rng.random() > .1)
+        row, column = rng.uniform(.3 * file, .7 * file, 2)
+        radius = rng.uniform(.02 * file, .13 * file) * (rng.random() > .1)
         mask = (np.hypot(rows - row, columns - column) < radius).astype(np.uint8)
-        image = rng.integers(40, 90, (1, size, size), dtype=np.uint8) + 90 * mask
+        image = rng.integers(40, 90, (1, size, size), dtype=np.uint8) + 90 * mask_to_square(mask, size)
         label = "contour" if mask.any() else ""
         yield image, mask, dict(name=f"{split}/{number}.png", split=split, patient=f"p{number // 8}",
-                                category=1 + number % 3, label=label, height=size, width=size)
+                                category=1 + number % 3, label=label, height=file, width=file)
 
 
 def simulated_maps(images):
@@ -61,23 +63,25 @@ def timed(call, note):
 
 def main(count: int = 2146, # slices that are scored
          size: int = 256, # side of each, pixels
+         file: int = 640, # side of their files, at which they are scored, pixels
          ) -> None:
     "Make the slices, make the maps, and time all the rest."
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
         splits = ["test"] * count + ["valid"] * 429 + ["train"] * 1502
-        save_slices(Path(folder) / "slices", simulate(splits, size), len(splits), 1, size)
+        save_slices(Path(folder) / "slices", simulate(splits, size, file), len(splits), 1, size)
         slices = load_slices(Path(folder) / "slices")
         never_asked = ts.UNet(width=1, depth=1)
         save_model(Path(folder) / "model.safetensors", never_asked, ModelInfo(size, (0.,), (1.,)))
         network, parts, total = [], {}, []
         ts.Segmenter.slices = timed(lambda self, images: simulated_maps(images), lambda *spent: network.append(spent))
         for name in PARTS:
-            def note(seconds, worked, name=name): parts[name] = parts.get(name, 0) + seconds
+            def note(seconds, worked, name=name): parts[name] = parts.get(name, 0) + worked
             setattr(module, name, timed(getattr(module, name), note))
         summary = timed(module.evaluate, lambda *spent: total.extend(spent))(folder, slices)
     seconds, worked = np.array(total) - np.sum(network, axis=0)
-    print(f"{count} slices at {size} px, {summary['detection']['tumours']} tumours, Dice {summary['dice_mean']:.3f}")
+    print(f"{count} slices at {size} px, scored at {file} px: {summary['detection']['tumours']} tumours, "
+          f"Dice {summary['dice_mean']:.3f}")
     print(pd.Series(parts).sort_values(ascending=False).round(1).to_string())
     print(f"evaluate besides the network: {seconds:.1f} s, in which the processor worked {worked:.1f} s")
 

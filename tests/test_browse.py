@@ -13,7 +13,7 @@ from tumorseg.evaluation.predictions import Predictions, keep_maps, kept_maps
 from tumorseg.model.checkpoint import save_model
 from tumorseg.model.inference import ModelInfo
 from tumorseg.widgets.page import page
-from tumorseg.widgets.tags import read_tags
+from tumorseg.widgets.tags import export_masks, read_tags, tag_slice
 
 
 class BrightIsTumour(torch.nn.Module):
@@ -108,6 +108,57 @@ def test_damaged_or_stopped_predictions_are_made_again(run, predictions):
     assert [path.name for path in (run / "predictions").iterdir()] == ["test"]
 
 
+def with_value(array, place, value):
+    array = array.copy()
+    array[place] = value
+    return array
+
+
+DAMAGE = {"another kind": lambda percent, counts: (percent.astype(float), counts),
+          "another shape": lambda percent, counts: (percent[:, :16], counts),
+          "no percentage": lambda percent, counts: (with_value(percent, (1, 31, 31), 156), counts),
+          "other pixels": lambda percent, counts: (with_value(percent, (2, slice(4, 9)), 100), counts),
+          "counts of another kind": lambda percent, counts: (percent, counts.astype("U8")),
+          "counts of another shape": lambda percent, counts: (percent, counts[:, :50]),
+          "negative counts": lambda percent, counts: (percent, -counts)}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_predictions_of_another_kind_shape_or_range_are_made_again(run, predictions, damage):
+    folder = run / "predictions/test"
+    percent, counts = np.array(predictions.percent), np.array(predictions.counts)
+    for name, array in zip(("percent", "counts"), DAMAGE[damage](percent, counts)):
+        np.save(folder / f"{name}.npy", array)
+    again = ts.predict_split(run, make_slices(), network=BrightIsTumour())
+    assert (again.percent == percent).all() and (again.counts == counts).all() and again.percent.dtype == np.uint8
+
+
+@pytest.mark.parametrize("header", [b"{'descr': '|u1', ", b"{'descr'\n  'x", b"(((", b"\xff\xfe"])
+def test_a_damaged_header_is_no_end(run, predictions, header):
+    for name in ("percent.npy", "counts.npy"):
+        file = run / "predictions/test" / name
+        file.write_bytes(file.read_bytes()[:10] + header + file.read_bytes()[10 + len(header):])
+    assert (ts.predict_split(run, make_slices(), network=BrightIsTumour()).counts == predictions.counts).all()
+
+
+def test_tags_with_a_name_twice_and_notes_of_no_alphabet_are_a_sentence(predictions):
+    file = predictions.folder / "tags.csv"
+    file.write_text("name,tag,note\na.png,interesting,\na.png,wrong label,\n")
+    with pytest.raises(ts.InputError, match="a.png twice"): read_tags(file)
+    assert "twice" in ts.browse(predictions).message.value
+    file.unlink()
+    with pytest.raises(ts.InputError, match="tags.csv"): tag_slice(file, "test/0.png", "interesting", "\ud800")
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("name", ["../../../escaped.png", "/escaped.png", "test/../../escaped.png"])
+def test_masks_are_never_exported_out_of_their_folder(predictions, tmp_path, name):
+    predictions.slices.table.loc[0, "name"] = name
+    with pytest.raises(ts.InputError, match="out of the folder"):
+        export_masks(predictions, np.arange(2), .5, tmp_path / "deep/er/masks")
+    assert not list(tmp_path.rglob("escaped.png")) and not list((tmp_path / "deep/er").iterdir())
+
+
 def test_slices_on_disk_are_read_whole_only_where_their_files_have_changed(run, tmp_path, monkeypatch):
     slices = make_slices(40) # more than are looked at to know them again
     samples = list(zip(slices.images, slices.masks, slices.table.to_dict("records")))
@@ -171,7 +222,7 @@ def test_memory_stays_flat_while_browsing(tmp_path):
     slices = make_slices(400, 128)
     maps = (slices.masks[start:start + 50].astype(np.float32) for start in range(0, 400, 50))
     keep_maps(tmp_path / "maps", slices, maps)
-    percent, counts = kept_maps(tmp_path / "maps")
+    percent, counts = kept_maps(tmp_path / "maps", slices)
     assert isinstance(percent, np.memmap)
     browser = ts.browse(Predictions(slices, percent, counts, .5, "flat", tmp_path, True))
     for number in range(2, 60): browser.slice.value = number

@@ -14,7 +14,7 @@ import pytest
 import tumorseg as ts
 from tumorseg.data.splits import choose_folds
 from tumorseg.evaluation import cross_validation
-from tumorseg.evaluation.cross_validation import _environment
+from tumorseg.evaluation.cross_validation import _environment, pool_folds
 
 CONFIG = ts.Config(epochs=2, width=4, depth=2, batch=4)
 HOSTILE = '"><script>alert(1)</script>'
@@ -193,6 +193,57 @@ def test_a_run_without_scores_is_told_what_to_give(hostile, tmp_path):
     shutil.rmtree(run / "overlays")
     text = ts.write_report(run, bad).read_text(encoding="utf-8")
     assert "tumorseg evaluate" in text and "not scored yet" in text and Page(text).tags
+
+
+@pytest.mark.parametrize("damage", [dict(dice_mean="high"), dict(dice_mean=5), dict(detection=None), dict(size=[]),
+                                    dict(n_with_tumour="x", sensitivity=None), dict(baselines=[{}]), dict(by_size=[3])])
+def test_damaged_scores_are_a_sentence_in_the_report(hostile, tmp_path, damage):
+    run, bad = tmp_path / "run", hostile[1]
+    shutil.copytree(hostile[0], run)
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(metrics | damage))
+    try: ts.write_report(run, bad)
+    except ts.InputError as error: assert "metrics.json" in str(error)
+    for key in damage: metrics.pop(key)
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    try: ts.write_report(run, bad)
+    except ts.InputError as error: assert "metrics.json" in str(error)
+
+
+def test_scores_of_another_model_or_other_data_are_not_reported(hostile, tmp_path):
+    run, bad = tmp_path / "run", hostile[1]
+    shutil.copytree(hostile[0], run)
+    metrics = json.loads((run / "metrics.json").read_text())
+    for change in (dict(model="0123456789abcdef"), dict(own_data=False), dict(own_data=None)):
+        (run / "metrics.json").write_text(json.dumps(metrics | change))
+        text = ts.write_report(run, bad).read_text(encoding="utf-8")
+        assert "tumorseg evaluate" in text and "of another model" in text and "Dice, mean per slice" not in text
+
+
+def test_a_network_that_finds_nothing_has_no_fine_headline(hostile, tmp_path):
+    run, bad = tmp_path / "run", hostile[1]
+    shutil.copytree(hostile[0], run)
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["detection"]["hit"] = 0
+    (run / "metrics.json").write_text(json.dumps(metrics | dict(dice_mean=.771)))
+    text = ts.write_report(run, bad).read_text(encoding="utf-8")
+    assert 'class="big">It finds no tumour at all' in text
+
+
+POOLED = {"slices.csv without a column": ("slices.csv", lambda table: table.drop(columns="nsd")),
+          "slices.csv with text": ("slices.csv", lambda table: table.assign(dice="good")),
+          "a Dice of -1": ("slices.csv", lambda table: table.assign(dice=-1)),
+          "baselines.csv without a column": ("baselines.csv", lambda table: table.drop(columns="dice")),
+          "baselines.csv with text": ("baselines.csv", lambda table: table.assign(dice="good"))}
+
+
+@pytest.mark.parametrize("kind", POOLED)
+def test_folds_with_damaged_tables_are_not_pooled(done, tmp_path, kind):
+    name, damage = POOLED[kind]
+    shutil.copytree(done, tmp_path / "cv")
+    path = tmp_path / "cv/fold_2" / name
+    damage(pd.read_csv(path, keep_default_na=False)).to_csv(path, index=False)
+    with pytest.raises(ts.InputError, match=f"fold_2.{name}.*Evaluate"): pool_folds(tmp_path / "cv")
 
 
 def test_what_cannot_be_reported_is_said_in_a_sentence(hostile, slices, tmp_path):

@@ -17,10 +17,11 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 from PIL import Image
 
-from .core import InputError, write_whole
+from .core import InputError, only_one, reading, write_whole
 from .data.images import read_image
 from .data.patients import split_state
 from .data.slices import Slices
+from .model.checkpoint import model_key
 from .pictures import BLUE, FALSE, FOUND, MISSED, SKY_BLUE, figure_png
 from .quality.audit import audit
 from .quality.overview import count_subsets
@@ -65,6 +66,10 @@ _PAGE = (resources.files("tumorseg") / "report.html").read_text(encoding="utf-8"
 # %% ../nbs/report.ipynb #e266ffe6
 _WORDS = {
     "dice_mean": "Dice, mean per slice", "dice_median": "Dice, median slice", "dice_pooled": "Dice, all pixels pooled",
+    "dice_tumour": "Dice, mean over slices with tumour",
+    "sensitivity": "sensitivity (share of slices with tumour in which it is found)",
+    "specificity": "specificity (share of slices without tumour that stay empty)",
+    "false_area": "share of the picture falsely marked, slices without tumour",
     "iou_mean": "IoU, mean per slice", "precision": "precision (share of the prediction that is tumour)",
     "recall": "recall (share of the tumour that is found)", "hd95_mean": "HD95 (95 % of the outline is nearer), pixels",
     "hd95_median": "HD95, median slice, pixels", "nsd_mean": "normalised surface Dice, mean per slice",
@@ -73,12 +78,16 @@ _WORDS = {
     "ece_after_temperature": "error after temperature"}
 _ABOUT = { # what was scored, and how
     "split": "split", "n_slices": "slices", "n_patients": "patients", "label": "labels",
-    "patients": "patients of train and of this split", "size": "side of the slices, pixels",
+    "n_with_tumour": "slices with tumour", "n_found": "of these found",
+    "n_without_tumour": "slices without tumour", "n_kept_empty": "of these kept empty",
+    "patients": "patients of train and of this split", "size": "side of the network's slices, pixels",
+    "scored_at": "scored at the size of the", "own_data": "the data that the run was trained with",
+    "data_folder": "folder of the data", "model": "key of the model", "data": "key of the data",
     "threshold": "tumour is above a probability of", "interval_over": "intervals are over",
     "empty_rule": "masks without tumour", "hd95_slices": "slices with an HD95",
-    "nsd_tolerance": "tolerance of the surface Dice, pixels"}
+    "nsd_tolerance": "tolerance of the surface Dice, share of the picture's longer side"}
 _WARNINGS = { # by the patients of train and of the split that was scored
-    "leak": " Patients leak: some are in train too, so this is no score on new patients.",
+    "leak": " Patients leak: it has learnt from some of these slices or patients, so this is no score on new patients.",
     "unknown": " Some patients may be in train too, and then this is no score on new patients.",
 }
 
@@ -108,21 +117,37 @@ def _tables(metrics: dict) -> list[tuple[str, list[dict]]]:
     for key, value in metrics.items():
         if key == "baselines" or not value: continue
         if isinstance(value, dict): table = _rows(value)
-        elif isinstance(value, list): table = [{name: _text(part) for name, part in row.items()} for row in value]
+        elif isinstance(value, list):
+            table = [{name: "–" if part is None else _text(part) for name, part in row.items()} for row in value]
         else: continue
         tables.append((key.replace("_", " ").capitalize(), table))
     about = [{"": _ABOUT[key], "value": _text(value)} for key, value in metrics.items() if key in _ABOUT]
     return [*tables, ("What was scored, and how", about)]
 
+_APART = {"sensitivity": ("with tumour", "n_with_tumour", "found", "n_found"),
+          "specificity": ("without tumour", "n_without_tumour", "kept empty", "n_kept_empty")}
+
+def _apart(metrics: dict) -> str:
+    "Slices with and without tumour, in two sentences."
+    sentences = ""
+    for score, (kind, all_of, good, count) in _APART.items():
+        known = f"{_text(metrics[score])}: {metrics[count]} of {metrics[all_of]} slices {kind} {good}"
+        sentences += f" {score.capitalize()} {known if metrics[all_of] else f'unknown: no slice {kind}'}."
+    return sentences
+
 def _headline(metrics: dict) -> dict:
     "The first section of the page."
     if not metrics: return dict(headline="")
+    if not 0 <= metrics["dice_mean"] <= 1: raise ValueError("a Dice that is none")
+    hit, tumours = metrics["detection"]["hit"], metrics["detection"]["tumours"]
+    dice = f"Dice {metrics['dice_mean']:.3f}"
+    headline = f"It finds no tumour at all: 0 of {tumours} hit. {dice}" if tumours and not hit else dice
     low, high = (f"{metrics[f'dice_ci_{end}']:.3f}" for end in ("low", "high"))
     patients = f"{metrics['n_patients']} patients" if metrics["n_patients"] else "patients unknown"
     under = (f"mean per slice on {metrics['split']}, 95 % interval {low} to {high} over {metrics['interval_over']}; "
              f"{metrics['n_slices']} slices, {patients}. Both masks empty counts 1, only one of them 0."
-             f"{_WARNINGS.get(metrics.get('patients'), '')}")
-    return dict(headline=f"Dice {metrics['dice_mean']:.3f}", under=under, scores=_rows(metrics), more=_tables(metrics))
+             f"{_apart(metrics)}{_WARNINGS.get(metrics.get('patients'), '')}")
+    return dict(headline=headline, under=under, scores=_rows(metrics), more=_tables(metrics))
 
 # %% ../nbs/report.ipynb #fc0a4790
 _OVERLAYS = {"worst": "The slices it does worst on", "median": "The slices in the middle",
@@ -130,7 +155,8 @@ _OVERLAYS = {"worst": "The slices it does worst on", "median": "The slices in th
 _KEY = {"found": FOUND, "missed": MISSED, "false": FALSE}
 _PLOTS = {
     "sizes": "Dice of each slice against the tumour's share of the image",
-    "calibration": "How often there is tumour where the network says so: on the grey line it is as sure as it may be",
+    "calibration": "How often there is tumour where the network says so, at its own size: on the grey line it "
+                   "is as sure as it may be",
 }
 _SCORE = {"dice": "mean", "low": "ci_low", "high": "ci_high"} # columns of a baseline: their names in metrics.json
 
@@ -166,27 +192,45 @@ def _subsets(slices: Slices) -> list[dict]:
     return counts.rename_axis("split").reset_index().to_dict("records")
 
 # %% ../nbs/report.ipynb #e57b90a2
+def _own_scores(run: Run) -> tuple[dict, str]:
+    "metrics.json where it is of this model and the run's own data; else nothing, and why."
+    metrics = run.metrics
+    if not metrics: return {}, "It is not scored yet."
+    if metrics.get("own_data") is True and metrics.get("model") == model_key(run): return metrics, ""
+    return {}, "Its scores are of another model, other data or an earlier version."
+
+def _page(run: Run, slices: Slices, metrics: dict, unscored: str, found: dict) -> str:
+    "The page, filled. What a damaged file of the run throws becomes a sentence with its name."
+    with reading(run / "metrics.json", "a summary of scores", "Evaluate the run again."):
+        beside, at = bool(metrics.get("baselines")), ""
+        if beside and metrics["scored_at"] == "file": at = f" (at {metrics['size']} px)"
+        scores = dict(**_headline(metrics), baselines=_baselines(metrics, found["baselines"]), beside=beside, at=at,
+                      scored=metrics["split"] if beside else found["scored"], unscored=unscored)
+    with reading(run / "history.csv", "a history", "Go on with the training."): curves = _curves(run, run.history)
+    with reading(run / "config.json", "the description of a run", "Train in a new folder."):
+        facts = run.facts
+        settings = dict(settings=_settings(run), command=train_command(run, slices), fingerprint=facts["fingerprint"],
+                        version=facts.get("versions", {}).get("tumorseg", ""),
+                        patients=facts["data"].get("patients", ""))
+    data = "A label; a slice that is scored and its nearest in train; what is reached without learning"
+    return Environment(autoescape=True).from_string(_PAGE).render(
+        title=f"Run {run.path.absolute().name}", mark=BLUE, mark_in_the_dark=SKY_BLUE, **scores, verdict=verdict(found),
+        overlays=_drawn(run) if metrics else [], key=list(_KEY.items()), curves=curves, subsets=_subsets(slices),
+        data=[(data, picture_address(plot_audit(slices, found)))], audited=audit_in_words(found), **settings)
+
 def write_report(run: str | Path | Run, # a training, evaluated or not
                  slices: Slices, # the data it was trained on, at any size
                  ) -> Path: # RUN/report.html
-    """Write the page, with the pictures of overlays/ and plots/ where they are there. InputError where the run has no
-    history, the data are not its own, or one of its files is damaged."""
+    """Write the page, with the pictures of overlays/ and plots/ where they are there. Scores of another model or other
+    data are not shown. InputError where the run has no history, the data are not its own, or a file is damaged."""
     run = Run(run)
-    facts, history = run.facts, run.history
-    if not len(history): raise InputError(f"{run}: has no history yet. Let the training finish an epoch.")
-    slices, metrics = run.slices(slices), run.metrics
-    if run.table is not None and set(run.table["name"]) != set(slices.table["name"]):
-        raise InputError(f"{run}: was trained on other data. Open the same, with the same --patients and --contours.")
-    found, beside = audit(slices), bool(metrics.get("baselines"))
-    data = "A label; a slice that is scored and its nearest in train; what is reached without learning"
-    page = Environment(autoescape=True).from_string(_PAGE).render(
-        title=f"Run {run.path.absolute().name}", version=facts.get("versions", {}).get("tumorseg", ""),
-        mark=BLUE, mark_in_the_dark=SKY_BLUE, **_headline(metrics), verdict=verdict(found),
-        baselines=_baselines(metrics, found["baselines"]), beside=beside,
-        scored=metrics["split"] if beside else found["scored"],
-        overlays=_drawn(run), key=list(_KEY.items()), curves=_curves(run, history), subsets=_subsets(slices),
-        fingerprint=facts["data"]["fingerprint"], patients=facts["data"].get("patients", ""),
-        data=[(data, picture_address(plot_audit(slices, found)))], audited=audit_in_words(found),
-        settings=_settings(run), command=train_command(run, slices))
-    write_whole(run / "report.html", page.encode())
+    with only_one(run):
+        if not len(run.history): raise InputError(f"{run}: has no history yet. Let the training finish an epoch.")
+        with reading(run / "table.csv", "the table of a run", "Train again in a new folder."):
+            slices = run.slices(slices)
+        foreign = run.table is not None and set(run.table["name"]) != set(slices.table["name"])
+        if foreign or (slices.images.shape[-1] == run.size and not run.knows(slices)):
+            raise InputError(f"{run}: was trained on other data. Open the same, with the same options.")
+        page = _page(run, slices, *_own_scores(run), audit(slices))
+        write_whole(run / "report.html", page.encode("utf-8", "replace"))
     return run / "report.html"

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO
@@ -24,10 +25,10 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 
-from ..core import InputError, UsageError, progress_bar, save_json, save_table, write_whole
+from ..core import InputError, UsageError, only_one, progress_bar, save_json, save_table, write_whole
 from ..data.slices import TABLE, Slices, load_slices, save_slices
 from ..data.splits import Folds, choose_folds, load_folds, save_folds, split_by
-from .evaluate import baseline_rows, evaluate, score_tables, summarise
+from .evaluate import baseline_rows, evaluate, read_baselines, read_scores, score_tables, summarise
 from ..metrics.intervals import bootstrap_interval, interval_groups
 from ..pictures import BLACK, GREY, SKY_BLUE, save_figure
 from ..training.config import Config
@@ -43,8 +44,8 @@ def _finished(run: Run, slices: Slices, config: Config) -> bool:
     if run.config != config or not run.knows(slices):
         raise InputError(f"{run}: is of other data, folds or settings. Give those again, or choose another folder.")
     test = slices.table["name"][slices.table["split"] == "test"] # it may have been scored on another split since
-    try: return (run / "metrics.json").exists() and set(run.scores["name"]) == set(test)
-    except InputError: return False # a damaged table is made again
+    try: return set(read_scores(run)["name"]) == set(test)
+    except (InputError, OSError): return False # what is damaged, or of an earlier version, is made again
 
 def _train_fold(slices: Slices, run: Run, config: Config) -> str:
     "Train or resume a fold and score it. Returns in one line what went wrong (the log has all of it), \"\" if nothing."
@@ -67,7 +68,9 @@ def _process() -> None:
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     shared, run, number, settings = sys.argv[1:]
     folds = load_folds(Path(run).parent / "folds.json")
-    slices = split_by(load_slices(shared), folds, int(number))
+    slices, more = load_slices(shared), Path(shared) / "more.csv"
+    if more.exists(): slices = slices.assign(**pd.read_csv(more, dtype=str, keep_default_na=False)) # view, source
+    slices = split_by(slices, folds, int(number))
     sys.exit(_train_fold(slices, Run(run), Config(**json.loads(settings))) or 0)
 
 def _environment(place: int, at_once: int) -> dict[str, str]:
@@ -149,7 +152,8 @@ def plot_folds(scores: pd.DataFrame, # every slice once: patient, dice, fold
 
 # %% ../../nbs/evaluation/04_cross_validation.ipynb #fcd09edf
 _FOLD_COLUMNS = ["fold", "threshold", "n_slices", "n_patients", "dice_mean", "dice_ci_low", "dice_ci_high",
-                 "dice_median", "dice_pooled", "iou_mean", "precision", "recall"]
+                 "dice_median", "dice_pooled", "iou_mean", "precision", "recall", "sensitivity", "n_without_tumour",
+                 "specificity"]
 
 def pool_folds(out: str | Path, # folder of a cross-validation, its folds finished
                ) -> dict: # what is in metrics.json
@@ -162,7 +166,7 @@ def pool_folds(out: str | Path, # folder of a cross-validation, its folds finish
     runs = {number: Run(out / f"fold_{number}") for number in range(1, folds.count + 1)}
     missing = [run.name for run in runs.values() if not (run / "metrics.json").exists()] # written last
     if missing: raise InputError(f"{out}: {', '.join(missing)} not finished yet. Give the same command again to go on.")
-    scores = pd.concat([run.scores.assign(fold=number) for number, run in runs.items()], ignore_index=True)
+    scores = pd.concat([read_scores(run).assign(fold=number) for number, run in runs.items()], ignore_index=True)
     if dict(zip(scores["name"], scores["fold"])) != folds.fold or len(scores) != len(folds.fold):
         raise InputError(f"{out}: folds not scored on their own test slices. Give the same command again to do it.")
     metrics = {number: run.metrics for number, run in runs.items()}
@@ -171,21 +175,40 @@ def pool_folds(out: str | Path, # folder of a cross-validation, its folds finish
         return first if all(other == first for other in others) else None
     table = pd.DataFrame([dict(fold=number, threshold=metrics[number].get("threshold"), **summarise(part))
                           for number, part in scores.groupby("fold")])[_FOLD_COLUMNS]
-    files = [run / "baselines.csv" for run in runs.values() if (run / "baselines.csv").exists()]
-    baselines = [pd.read_csv(file, dtype=TABLE, keep_default_na=False) for file in files]
-    size = common("size")
-    summary = dict(split="out of fold", size=size, threshold=common("threshold"),
-                   patients="separate" if (scores["patient"] != "").all() else "unknown", **summarise(scores),
-                   **(score_tables(scores, size * size) if size else {}),
-                   baselines=baseline_rows(pd.concat(baselines) if len(baselines) == folds.count else None),
+    baselines = [read_baselines(run) for run in runs.values()]
+    states = [one.get("patients") for one in metrics.values()]
+    patients = "leak" if "leak" in states else "separate" if set(map(str, states)) == {"separate"} else "unknown"
+    summary = dict(split="out of fold", size=common("size"), scored_at=common("scored_at"),
+                   threshold=common("threshold"), patients=patients, **summarise(scores), **score_tables(scores),
+                   baselines=baseline_rows(None if any(table is None for table in baselines) else pd.concat(baselines)),
                    folds=folds.count, folds_made=folds.made, dice_fold_sd=float(table["dice_mean"].std()))
-    save_table(out / "slices.csv", scores)
-    save_table(out / "folds.csv", table)
-    save_figure(out / "folds.png", plot_folds(scores))
-    save_json(out / "metrics.json", summary)
+    with only_one(out):
+        with suppress(OSError): (out / "metrics.json").unlink() # until all of it is there, nothing is pooled
+        save_table(out / "slices.csv", scores)
+        save_table(out / "folds.csv", table)
+        save_figure(out / "folds.png", plot_folds(scores))
+        save_json(out / "metrics.json", summary)
     return summary
 
 # %% ../../nbs/evaluation/04_cross_validation.ipynb #884a9e7d
+def _train_folds(parts: dict[int, Slices], runs: dict[int, Run], config: Config, at_once: int) -> dict[int, str]:
+    "Train and score these folds, all of the same slices. Returns what went wrong with which."
+    problems = {}
+    for run in runs.values(): _log(run).unlink(missing_ok=True)
+    if at_once == 1 or len(runs) < 2:
+        for number, run in runs.items():
+            print(f"fold {number} of {parts[number].folds.count}", file=sys.stderr)
+            if problem := _train_fold(parts[number], run, config): problems[number] = problem
+        return problems
+    out, slices = next(iter(runs.values())).path.parent, next(iter(parts.values()))
+    for left in out.glob(".slices_*"): shutil.rmtree(left, ignore_errors=True) # by one that was killed
+    with tempfile.TemporaryDirectory(prefix=".slices_", dir=out, ignore_cleanup_errors=True) as shared:
+        full_masks, more = map(slices.full_mask, range(len(slices))), slices.table.drop(columns=list(TABLE))
+        samples = zip(slices.images, full_masks, slices.table.to_dict("records"))
+        save_slices(Path(shared) / "all", samples, len(slices), slices.images.shape[1], slices.images.shape[-1])
+        if len(more.columns): more.to_csv(Path(shared) / "all/more.csv", index=False)
+        return _side_by_side(Path(shared) / "all", runs, config, min(at_once, len(runs)))
+
 def cross_validate(slices: Slices, # of any source
                    out: str | Path, # folder for the folds, new or that of a cross-validation which was stopped
                    config: Config = Config(), # how to train each fold
@@ -198,25 +221,14 @@ def cross_validate(slices: Slices, # of any source
     out, folds = Path(out), folds or choose_folds(slices)
     parts = {number: split_by(slices, folds, number) for number in range(1, folds.count + 1)}
     runs = {number: Run(out / f"fold_{number}") for number in parts}
-    if (out / "folds.json").exists() and load_folds(out / "folds.json") != folds:
-        raise InputError(f"{out}: holds a cross-validation with other folds. Choose another folder.")
-    to_do = {number: run for number, run in runs.items() if not _finished(run, parts[number], config)}
-    save_folds(out / "folds.json", folds)
-    for run in to_do.values(): _log(run).unlink(missing_ok=True)
-    problems = {}
-    if at_once == 1 or len(to_do) < 2:
-        for number, run in to_do.items():
-            print(f"fold {number} of {folds.count}", file=sys.stderr)
-            if problem := _train_fold(parts[number], run, config): problems[number] = problem
-    else:
-        for left in out.glob(".slices_*"): shutil.rmtree(left, ignore_errors=True) # by one that was killed
-        with tempfile.TemporaryDirectory(prefix=".slices_", dir=out, ignore_cleanup_errors=True) as shared:
-            full_masks = map(slices.full_mask, range(len(slices)))
-            samples = zip(slices.images, full_masks, slices.table.to_dict("records"))
-            save_slices(Path(shared) / "all", samples, len(slices), slices.images.shape[1], slices.images.shape[-1])
-            problems = _side_by_side(Path(shared) / "all", to_do, config, min(at_once, len(to_do)))
-    if problems:
-        failed = [f"Fold {fold} failed: {why.rstrip('.')}. See {_log(runs[fold])}." for fold, why in problems.items()]
-        kept = f"{folds.count - len(problems)} of {folds.count} folds are finished: the same command does the rest."
-        raise InputError(*failed, kept)
-    return pool_folds(out)
+    with only_one(out):
+        if (out / "folds.json").exists() and load_folds(out / "folds.json") != folds:
+            raise InputError(f"{out}: holds a cross-validation with other folds. Choose another folder.")
+        to_do = {number: run for number, run in runs.items() if not _finished(run, parts[number], config)}
+        save_folds(out / "folds.json", folds)
+        if problems := _train_folds(parts, to_do, config, at_once) if to_do else {}:
+            failed = [f"Fold {fold} failed: {why.rstrip('.')}. See {_log(runs[fold])}."
+                      for fold, why in problems.items()]
+            kept = f"{folds.count - len(problems)} of {folds.count} folds are finished: the same command does the rest."
+            raise InputError(*failed, kept)
+        return pool_folds(out)

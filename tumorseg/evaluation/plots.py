@@ -18,25 +18,27 @@ from ..metrics.calibration import calibration_error, reliability
 from ..pictures import BLUE, FALSE, FOUND, MISSED, VERMILION, overlay
 
 # %% ../../nbs/evaluation/01_plots.ipynb #b09b9019
+_AS_IT_IS = dict(parse_math=False) # text that comes from files and names: a $ is a dollar, no formula
+
 def plot_overlays(slices: Slices, # some slices, five or so
                   maps: np.ndarray, # float32 (N, H, W), their probability maps
                   scores: pd.DataFrame, # their rows of `score_slices`
                   threshold: float, # as in the scores
                   title: str = "", # above all
                   ) -> plt.Figure:
-    "Each slice plain, and below it the overlay with its Dice (empty masks by the rule of `dice`)."
+    "Each slice plain, below it the overlay, both at the size of the model, with the Dice (empty: the rule of `dice`)."
     fig, axes = plt.subplots(2, len(slices), figsize=(1.9 * len(slices), 4.6), squeeze=False, layout="constrained")
     for number, (top, bottom) in enumerate(axes.T):
         image, row = slices.images[number], scores.iloc[number]
         name = Path(row["name"]).stem.split("_jpg.rf.")[0]
         top.imshow(image[0], cmap="gray", vmin=0, vmax=255)
-        top.set_title(name if len(name) < 18 else name[:16] + "...", fontsize=8)
+        top.set_title(name if len(name) < 18 else name[:16] + "...", fontsize=8, **_AS_IT_IS)
         bottom.imshow(overlay(image, maps[number] > threshold, slices.masks[number]))
         bottom.set_title(f"Dice {row['dice']:.2f}", fontsize=9)
         for ax in (top, bottom): ax.axis("off")
     marks = [Patch(color=colour, label=name) for name, colour in dict(found=FOUND, missed=MISSED, false=FALSE).items()]
     fig.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False)
-    fig.suptitle(title)
+    fig.suptitle(title, **_AS_IT_IS)
     return fig
 
 # %% ../../nbs/evaluation/01_plots.ipynb #1598cb91
@@ -49,11 +51,10 @@ def worst_median_best(scores: pd.DataFrame, # N rows of `score_slices`
 
 # %% ../../nbs/evaluation/01_plots.ipynb #c5bc97aa
 def plot_sizes(scores: pd.DataFrame, # rows of `score_slices`
-               area: int, # pixels of an image, at the size that was scored
                title: str = "Dice against tumour size", # above all
                ) -> plt.Figure:
     "Dice of each slice over the tumour's share of the image, its running median, and the slices without tumour apart."
-    all_shares, all_dice = ((scores["tp"] + scores["fn"]) / area).to_numpy(), scores["dice"].to_numpy()
+    all_shares, all_dice = ((scores["tp"] + scores["fn"]) / scores["pixels"]).to_numpy(), scores["dice"].to_numpy()
     share, dice, dice_without = all_shares[all_shares > 0], all_dice[all_shares > 0], all_dice[all_shares == 0]
     fig, (left, ax) = plt.subplots(1, 2, figsize=(8, 3), width_ratios=(1, 9), sharey=True, layout="constrained")
     style = dict(color=BLUE, alpha=.6 if len(scores) < 500 else .25, markersize=5, markeredgewidth=0)
@@ -67,7 +68,8 @@ def plot_sizes(scores: pd.DataFrame, # rows of `score_slices`
         median = around.median().groupby(level=0).mean() # one value a size
         ax.plot(median.index, median, color=VERMILION, lw=2, label=f"median of {window} slices of about that size")
         ax.legend(frameon=True, framealpha=.9, edgecolor="none", loc="lower right", fontsize=9)
-    ax.set(xlabel="tumour's share of the image", xscale="log", title=title)
+    ax.set(xlabel="tumour's share of the image", xscale="log")
+    ax.set_title(title, **_AS_IT_IS)
     ticks = [tick for tick in (.0003, .001, .003, .01, .03, .1, .3)
              if len(share) and share.min() < 2 * tick < 4 * share.max()]
     ax.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
@@ -90,7 +92,8 @@ def plot_reliability(counts: np.ndarray, # int64 (2, 4000) from `logit_counts`
         top.plot(said[pixels > 0], tumour[pixels > 0], ms=5, label=label, **style)
     pixels, _, _ = reliability(counts)
     bottom.bar((np.arange(len(pixels)) + .5) / len(pixels), pixels, .9 / len(pixels), color=BLUE)
-    top.set(ylabel="share of tumour", title=title, ylim=(-.03, 1.03))
+    top.set(ylabel="share of tumour", ylim=(-.03, 1.03))
+    top.set_title(title, **_AS_IT_IS)
     top.legend(frameon=False, fontsize=9, loc="lower right")
     bottom.set(xlabel="probability given by the network", ylabel="pixels", yscale="log", xlim=(-.03, 1.03))
     return fig
@@ -109,9 +112,9 @@ def plot_scoreboard(board: pd.DataFrame, # a row a network: network, dice, low, 
     above = dict(xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9)
     for row in board.itertuples(): ax.annotate(f"{row.dice:.3f}", (row.dice, -row.Index), **above)
     epochs = ["" if np.isnan(count) else f", {count:.0f} epochs" for count in board["epochs"]]
-    ax.set_yticks(-board.index, board["network"] + epochs)
+    ax.set_yticks(-board.index, board["network"] + epochs, **_AS_IT_IS)
     over = board["over"].iloc[0]
     ax.set(xlim=(0, 1), ylim=(-len(board) + .5, .7), xlabel=f"Dice, mean per slice, and 95 % interval over {over}")
     ax.spines[["top", "right"]].set_visible(False)
-    fig.suptitle(title, fontsize=11)
+    fig.suptitle(title, fontsize=11, **_AS_IT_IS)
     return fig

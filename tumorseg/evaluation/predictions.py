@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from ..core import InputError, UsageError, new_folder, progress_bar, write_whole
-from ..data.slices import Slices
+from ..data.slices import Slices, forget_pages
 from ..metrics.masks import counts_by_threshold, dice
+from ..model.checkpoint import model_key
 from ..model.predict import Segmenter
 from ..training.run import Run
 
@@ -100,13 +101,27 @@ def keep_maps(folder: str | Path, # to be made; what an earlier call wrote there
         (unfinished / "key.txt").write_text(key)
 
 def kept_maps(folder: str | Path, # made by `keep_maps`
+              slices: Slices, # those that they are of
               key: str = "", # whose maps are wanted
               ) -> tuple[np.ndarray, np.ndarray] | None: # percent (N, H, W), mapped from disk, and counts (N, 100, 3)
-    "What was kept, opened without reading the maps; None where there is nothing, or it is damaged, or of another key."
+    "What was kept; None where there is nothing, or it is of another key, another shape or kind, or damaged."
     try:
         if key not in (Path(folder) / "key.txt").read_text().split("\n"): return None
-        return np.load(Path(folder) / "percent.npy", mmap_mode="r"), np.load(Path(folder) / "counts.npy")
-    except (OSError, ValueError, EOFError): return None
+        percent, counts = np.load(Path(folder) / "percent.npy", mmap_mode="r"), np.load(Path(folder) / "counts.npy")
+        return (percent, counts) if _whole(percent, counts, slices) else None
+    except Exception: return None # what NumPy throws at a damaged header is of many kinds: the maps are made anew
+
+def _whole(percent: np.ndarray, counts: np.ndarray, slices: Slices) -> bool:
+    "Whether these can be maps and counts of the slices; sixteen slices are counted again."
+    if (percent.dtype, percent.shape) != (np.uint8, slices.masks.shape): return False
+    if (counts.dtype, counts.shape) != (np.int32, (len(slices), 100, 3)): return False
+    few = slice(None, None, max(1, len(slices) // 16))
+    maps, truth = (torch.from_numpy(np.array(array[few])) for array in (percent, slices.masks))
+    if not (counts_by_threshold(maps, truth, torch.arange(100)).numpy() == counts[few]).all(): return False
+    starts = range(0, len(percent), 256)
+    highest = max((percent[start:start + 256].max() for start in starts), default=0)
+    forget_pages(percent)
+    return highest <= 100 and (counts >= 0).all() and (counts.sum(2) <= percent[:1].size).all()
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #af3489cb
 def _stamp(slices: Slices) -> str | None:
@@ -124,14 +139,14 @@ def _maps_of(segmenter: Segmenter, slices: Slices, folder: Path, model: str) -> 
     "The kept maps and counts of this model and these slices; where they are not in `folder` yet, they are computed."
     stamp = _stamp(slices)
     quick = f"{model}, files {stamp}"
-    if stamp and (kept := kept_maps(folder, quick)): return kept
+    if stamp and (kept := kept_maps(folder, slices, quick)): return kept
     key = f"{model}, slices {slices.fingerprint()}"
-    if kept_maps(folder, key) is None:
+    if kept_maps(folder, slices, key) is None:
         starts = progress_bar(range(0, len(slices), 32), desc="predicting", unit="batch")
         keep_maps(folder, slices, (segmenter.slices(slices.images[start:start + 32]) for start in starts), key)
     with suppress(InputError): # a run that cannot be written to can be looked at all the same
         if stamp: write_whole(folder / "key.txt", f"{key}\n{quick}".encode())
-    return kept_maps(folder, key)
+    return kept_maps(folder, slices, key)
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #af3489cc
 def predict_split(run: str | Path | Run, # a training
@@ -142,9 +157,8 @@ def predict_split(run: str | Path | Run, # a training
     """The predictions of a run, kept in RUN/predictions/SPLIT; computed with a progress bar where they are not there.
     Truth counts as unknown where no mask of the split has a tumour. InputError where the model or split is missing."""
     run = Run(run)
-    chosen, segmenter = run.slices(slices).in_split(split), run.segmenter(network)
-    model = hashlib.sha256((run.path / "model.safetensors").read_bytes()).hexdigest()[:16]
-    percent, counts = _maps_of(segmenter, chosen, run.path / "predictions" / split, f"percent 1, model {model}")
+    key, segmenter, chosen = model_key(run), run.segmenter(network), run.slices(slices).in_split(split)
+    percent, counts = _maps_of(segmenter, chosen, run.path / "predictions" / split, f"percent 1, model {key}")
     truth = bool(counts[:, 0, [0, 2]].any()) # a pixel that is tumour is found or missed
     return Predictions(chosen, percent, counts, segmenter.info.threshold, run.name, run.path, truth)
 

@@ -14,8 +14,6 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from ..core import progress_bar
-
 # %% ../../nbs/metrics/00_masks.ipynb #13f93032
 def _same_shape(predicted: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> None:
     if predicted.shape == truth.shape: return
@@ -105,11 +103,12 @@ def count_tumours(predicted: np.ndarray, # (N, H, W) of 0 and 1, or bool
     return np.stack([tumours, hit, islands - touching], 1)
 
 # %% ../../nbs/metrics/00_masks.ipynb #38692ab2
-TOLERANCE = 2.0 # pixels, at the size that is scored
+TOLERANCE = 1 / 64 # of the picture's longer side: 2 pixels of 128, 10 of 640
 
 def surface_scores(predicted: np.ndarray, # (N, H, W) of 0 and 1, or bool
                    truth: np.ndarray, # of the same shape
-                   tolerance: float = TOLERANCE, # an edge pixel this near to the other edge is right, pixels
+                   tolerance: float | None = None, # an edge pixel this near to the other edge is right, pixels;
+                                                   # None: `TOLERANCE`
                    ) -> tuple[np.ndarray, np.ndarray]: # float32 (N,) twice: HD95 in pixels (0 or more), NSD (0..1)
     """HD95 and normalised surface distance of each slice, by MONAI's metrics (the larger of both directions' 95th
     percentiles; the share of edge pixels, not weighted by length). ValueError where shapes differ.
@@ -117,10 +116,11 @@ def surface_scores(predicted: np.ndarray, # (N, H, W) of 0 and 1, or bool
     Empty masks by the rule of `dice`: NSD 1 or 0, while HD95 is 0 where both are empty and NaN where one is."""
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice  # here: it takes seconds
     _same_shape(predicted, truth)
+    if tolerance is None: tolerance = TOLERANCE * max(truth.shape[1:])
     hd95, nsd = np.zeros(len(truth), np.float32), np.ones(len(truth), np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning) # MONAI warns of an argument that it passes to itself
-        for row in progress_bar(range(len(truth)), desc="measuring outlines", unit="slice"):
+        for row in range(len(truth)):
             pair = np.asarray(predicted[row], bool), np.asarray(truth[row], bool)
             drawn = pair[0].any(), pair[1].any()
             if all(drawn):

@@ -68,7 +68,8 @@ def _scores(models: Sequence[Predictions], row: int | None, thresholds: Sequence
     for model, threshold in zip(models, thresholds):
         name = f"{escape(model.name)}: " if len(models) > 1 else ""
         this = "" if row is None else f"Dice of this slice <b>{model.dice_of(row, threshold):.3f}</b>, "
-        lines.append(f"{name}{this}mean of all {len(model)} slices <b>{model.dice(threshold).mean():.3f}</b>")
+        lines.append(f"{name}{this}mean of all {len(model)} slices <b>{model.dice(threshold).mean():.3f}</b>, "
+                     f"at {model.percent.shape[-1]} px")
     return "<br>".join([*lines, "(no tumour and none predicted: 1, only one of them: 0)"])
 
 # %% ../../nbs/widgets/04_browse.ipynb #5c93f1be

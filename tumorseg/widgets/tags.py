@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ..core import InputError, UsageError, new_folder, save_json, save_table, write_whole
+from ..core import InputError, UsageError, new_folder, read_table, reading, save_json, save_table, write_whole
 from ..data.coco import COCO_NAME
 from ..data.images import from_square
 from ..data.slices import SPLITS
@@ -28,12 +28,12 @@ _MEND = "Mend it, or move it away to begin anew."
 def read_tags(path: str | Path, # a CSV, usually RUN/tags.csv
               ) -> pd.DataFrame: # the columns name, tag and note, a row a tagged slice
     "The tags so far, none where there is no file yet. InputError where the file is not one of tags."
-    try: tags = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except FileNotFoundError: return pd.DataFrame(columns=["name", "tag", "note"], dtype=str)
-    except (OSError, ValueError) as error: # pandas' parser errors are ValueErrors
-        raise InputError(f"{path}: cannot be read as tags ({str(error).strip()}). {_MEND}") from None
+    if not Path(path).exists(): return pd.DataFrame(columns=["name", "tag", "note"], dtype=str)
+    with reading(path, "a table of tags", _MEND): tags = read_table(path, dtype=str)
     if list(tags) != ["name", "tag", "note"]:
         raise InputError(f"{path}: has the columns {', '.join(tags)}, tags have name, tag, note. {_MEND}")
+    twice = tags["name"][tags["name"].duplicated()]
+    if len(twice): raise InputError(f"{path}: has {twice.iloc[0]} twice. {_MEND}")
     return tags
 
 def tag_slice(path: str | Path, # as in `read_tags`
@@ -70,6 +70,9 @@ def export_picture(predictions: Predictions, # of one model
     return path
 
 # %% ../../nbs/widgets/01_tags.ipynb #9a92e0fc
+from ..core import leaves_folder
+
+
 def _coco_name(name: str, split: str) -> str:
     "The file in its split's folder; formats that only hold data (MATLAB) become PNG."
     name = name.removeprefix(f"{split}/")
@@ -107,6 +110,8 @@ def export_masks(predictions: Predictions, # of one model
             split = facts["split"] if facts["split"] in SPLITS else "train"
             content = splits.setdefault(split, {"images": [], "annotations": []})
             number, name = len(content["images"]) + 1, _coco_name(facts["name"], facts["split"])
+            if leaves_folder(name):
+                raise InputError(f"{name}: this name leads out of the folder. Rename the slice in its data set.")
             _write_image(unfinished / split / name, predictions.slices.images[row], height, width)
             content["images"].append({"id": number, "file_name": name, "height": height, "width": width,
                                       "patient": facts["patient"]})
