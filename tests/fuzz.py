@@ -3,7 +3,7 @@
     python tests/fuzz.py --cases 10000 --seed 1 --out results/fuzz.csv
     python tests/fuzz.py --target coco --case 17        # one case again, with its traceback; its files are kept
 
-Each case damages one good file, in a forked child with limits of memory (2 GiB) and time (10 s), and ends as
+Each case damages one good file, in a forked child with limits of memory (2 GiB) and time (10 s of CPU), and ends as
 clean (InputError that names the file), accepted (the result holds a check), unnamed (InputError without the file),
 traceback (any other exception), nonsense (an absurd result), memory, signal, hang, or stray (a file was written where
 none belongs). Only the first two are right. Linux only.
@@ -22,6 +22,7 @@ import pkgutil
 import re
 import resource
 import shutil
+import signal
 import sqlite3
 import struct
 import sys
@@ -57,7 +58,7 @@ from tumorseg.tuning.space import load_space
 from tumorseg.widgets.tags import read_tags, tag_of, tag_slice
 
 OUTCOMES = "clean", "accepted", "unnamed", "traceback", "nonsense", "memory", "signal", "hang", "stray"
-SECONDS, MEMORY, BATCH = 10, 2 << 30, 60  # of a case; bytes on top of the parent's; cases in a child
+SECONDS, MEMORY, BATCH = 10, 2 << 30, 60  # CPU time of a case; bytes on top of the parent's; cases in a child
 QUIET = dict(on_epoch=lambda *_: None)
 
 
@@ -116,7 +117,7 @@ def change_value(value: object, rng: Random) -> object:
         holder, key = rng.choice(kinds[rng.choice(sorted(kinds, key=str))]) if kinds else (root, 0)
         chance, now = rng.random(), holder[key]
         if chance < .2 and type(now) in (int, float):
-            holder[key] = rng.choice((-now, now + 1, now * 2, now / 3, str(now)))
+            holder[key] = rng.choice((-now, now + 1, now * 2, now / 3, str(now), 10**400))
         elif chance < .7 or holder is root: holder[key] = odd(rng)
         elif chance < .8: del holder[key]
         elif isinstance(holder, list): holder.insert(0, copy.deepcopy(now))
@@ -634,6 +635,8 @@ def limit_this_process(log: io.TextIOBase) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in range(3): os.dup2(nowhere, stream)
     faulthandler.enable(log)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    faulthandler.register(signal.SIGPROF, log, chain=True)
 
 
 def run_batch(name: str, numbers: list[int], seed: int) -> list[tuple[str, str]]:
@@ -645,7 +648,8 @@ def run_batch(name: str, numbers: list[int], seed: int) -> list[tuple[str, str]]
         with open(log, "w") as file:
             limit_this_process(file)
             for number in numbers:
-                faulthandler.dump_traceback_later(SECONDS, exit=True, file=file)
+                signal.setitimer(signal.ITIMER_PROF, SECONDS)
+                faulthandler.dump_traceback_later(6 * SECONDS, exit=True, file=file) # where it waits, using no CPU
                 try: found = run_case(name, number, seed)
                 except BaseException: found = "broken", traceback.format_exc()[-1500:] # the fuzzer itself
                 os.write(writing, (json.dumps(found) + "\n").encode())
@@ -658,7 +662,8 @@ def run_batch(name: str, numbers: list[int], seed: int) -> list[tuple[str, str]]
         place = re.search(r'([\w.]+/[\w.]+)", line (\d+)', "\n".join(re.findall(".*/tumorseg/.*", last)) or last)
         where = ":".join(place.groups()) if place else "nowhere"
         shutil.rmtree(WORLD / "cases", ignore_errors=True)
-        done.append(("hang" if "Timeout (" in last else "signal", f"{status} {where}"))
+        hangs = status == -signal.SIGPROF or "Timeout (" in last
+        done.append(("hang" if hangs else "signal", f"{status} {where}"))
     return done
 
 
