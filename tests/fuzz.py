@@ -162,9 +162,9 @@ def change_npy(data: bytes, rng: Random) -> bytes:
 def change_safetensors(data: bytes, rng: Random) -> bytes:
     size, kind = int.from_bytes(data[:8], "little"), rng.randrange(5)
     header, body = json.loads(data[8:8 + size]), bytearray(data[8 + size:])
+    facts = header["__metadata__"]
     if kind == 0: header = change_value(header, rng)
-    elif kind < 3: header["__metadata__"]["tumorseg"] = change_json(header["__metadata__"]["tumorseg"].encode(),
-                                                                   rng).decode("utf-8", "replace")
+    elif kind < 3: facts["tumorseg"] = change_json(facts["tumorseg"].encode(), rng).decode("utf-8", "replace")
     elif kind == 3:
         number = struct.pack("<f", rng.choice((np.nan, np.inf, -np.inf, 3e38, -3e38, 1e30, 0.)))
         start = 4 * rng.randrange(len(body) // 4)
@@ -433,11 +433,11 @@ def pictures(folder, damaged):
     with Image.open(done[0]["mask"]) as mask: assert mask.size == probability.shape[::-1]
 
 
-@target("pictures/*.png", how=lambda path, rng: path.write_bytes(change_png(path.read_bytes(), rng)) and path)
+@target("pictures/*.png")
 def png(folder, damaged): pictures(folder, damaged)
 
 
-@target("pictures/*.tif", how=lambda path, rng: path.write_bytes(change_tiff(path.read_bytes(), rng)) and path)
+@target("pictures/*.tif")
 def tiff(folder, damaged): pictures(folder, damaged)
 
 
