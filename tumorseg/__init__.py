@@ -1,6 +1,6 @@
 """Segment brain tumours in MRI slices with a U-Net."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 import lazy_loader as _lazy
 
