@@ -8,6 +8,7 @@ __all__ = ['main']
 # %% ../nbs/cli.ipynb #07cdd8a7
 import os
 import sys
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,27 +17,43 @@ import tyro
 from tyro.conf import Positional, arg
 
 import tumorseg as ts
-from .core import InputError, UsageError, save_json
+from .core import InputError, UsageError, save_json, save_table
 from .data.slices import Slices
 from .training.config import Config
 
 # %% ../nbs/cli.ipynb #4051c57d
 _Settings = Annotated[Config, arg(name="")]
-_Data = Positional[Annotated[str, arg(help="folder of data, or kaggle, figshare, lgg to download that set")]]
+_Data = Positional[Annotated[str, arg(help="folder of data, or kaggle, figshare or lgg to download that set")]]
 _Run = Positional[Annotated[Path, arg(help="folder of a training")]]
 _Out = Annotated[Path, arg(help="folder of the run: new, or one that the same command began")]
 _Size = Annotated[int, arg(help="side of the slices in pixels")]
-_Patients = Annotated[Path | None, arg(metavar="FILE", help="table (CSV) of patients: name or number, and patient; "
-                                      "view too, for scores by view")]
-_Contours = Annotated[str, arg(metavar="FOLDER|figshare", help="the figshare contours of the same images, in place of "
-                              "the labels")]
-_Split = Annotated[str, arg(metavar="official|patients|authors|FILE", help="how train, valid and test are made; FILE: "
+_Split = Annotated[str, arg(metavar="official|patients|authors|random|FILE", help="how train, valid and test are made; FILE: "
                            "folds.json of another run. Without it, the source's own, unless patients leak")]
 _Folds = Annotated[int | None, arg(metavar="N", help="number of folds by patients; 5 where only --fold is given")]
 _Fold = Annotated[int | None, arg(metavar="N", help="which fold is the test; the next one is the validation")]
 _Defaults = Annotated[Path | None, arg(metavar="FILE", help="take the settings from best.json of a search or from "
                                       "config.json of a run; an option beside it goes before")]
 _Part = Annotated[str, arg(metavar="train|valid|test", help="which split to score")]
+
+@dataclass(frozen=True)
+class _Source:
+    "What decides how a data set is opened, the same for every sub-command."
+    patients: Annotated[Path | None, arg(metavar="FILE", help="table (CSV) of patients: name or number, and patient; "
+                                         "view too, for scores by view. `tumorseg patients` writes one to fill in")] = None
+    contours: Annotated[str, arg(metavar="FOLDER|figshare", help="the figshare contours of the same images, in place "
+                                 "of the labels")] = ""
+    categories: Annotated[tuple[str, ...], arg(metavar="NAME|ID", help="the categories that are tumour, where a set has "
+                                               "others too")] = ()
+    healthy: Annotated[str, arg(metavar="FOLDER|healthy", help="pictures without a tumour, added to every split; "
+                                "`tumorseg fetch healthy` downloads some")] = ""
+
+    def open(self, data: str, size: int, **split: str | int | None) -> Slices:
+        chosen = [int(name) if name.isdecimal() else name for name in self.categories]
+        return ts.open_data(data, size, patients=self.patients, contours=self.contours, categories=chosen or None,
+                            healthy=self.healthy or None, **split)
+
+_From = Annotated[_Source, arg(name="")]
+_NONE = _Source() # as the files are
 
 # %% ../nbs/cli.ipynb #b07e6601
 def demo(out: Annotated[Path, arg(help="folder for everything that is made")] = Path("demo"),
@@ -52,7 +69,7 @@ def demo(out: Annotated[Path, arg(help="folder for everything that is made")] = 
     done, _ = ts.predict_files(run.segmenter(), sorted((folder / "test").glob("*.jpg"))[:8], out / "predictions")
     print(f"Look at {run / 'overlays/median.png'} and at the {len(done)} predictions in {out / 'predictions'}")
 
-def fetch(name: Positional[Annotated[Literal["kaggle", "figshare", "lgg"], arg(help="which data set")]],
+def fetch(name: Positional[Annotated[Literal["kaggle", "figshare", "lgg", "healthy"], arg(help="which data set")]],
           to: Annotated[Path | None, arg(help="folder to download into; without it, the user's cache")] = None,
           ) -> None:
     "Download a data set that tumorseg knows, without an account, and print its folder."
@@ -61,19 +78,29 @@ def fetch(name: Positional[Annotated[Literal["kaggle", "figshare", "lgg"], arg(h
 def audit(data: _Data,
           json: Annotated[Path | None, arg(help="file for all that was found")] = None,
           figure: Annotated[Path | None, arg(help="file for a picture (PNG)")] = None,
-          contours: _Contours = "",
-          patients: _Patients = None,
+          source: _From = _NONE,
           size: _Size = 128,
           ) -> None:
     "Say what a data set is worth: its labels, its split, its patients, and what a score on it means."
     from tumorseg.pictures import save_figure
     from tumorseg.quality.verdict import audit_in_words, plot_audit
-    slices = ts.open_data(data, size, patients=patients)
-    experts = ts.open_data(data, size, patients=patients, contours=contours) if contours else None
+    slices = replace(source, contours="").open(data, size)
+    experts = source.open(data, size) if source.contours else None
     facts = ts.audit(slices, contours=experts)
     print(audit_in_words(facts))
     if json: save_json(json, {**facts, "verdict": ts.verdict(facts)})
     if figure: save_figure(figure, plot_audit(slices, facts, experts))
+
+def patients(data: _Data,
+             out: Annotated[Path, arg(help="file for the table (CSV)")],
+             source: _From = _NONE,
+             ) -> None:
+    "Write a table of patients to check and to fill in: what is known, and what file numbers and pictures suggest."
+    from tumorseg.data.patients import patients_table
+    table = patients_table(source.open(data, 64))
+    save_table(out, table)
+    print(f"{out}: {len(table)} slices, the patient of {(table['patient'] == '').sum()} is to be filled in, "
+          f"{(table['guess'] != '').sum()} are guesses to check.")
 
 # %% ../nbs/cli.ipynb #bcb81337
 def train(data: _Data,
@@ -84,20 +111,19 @@ def train(data: _Data,
           split: _Split = "",
           folds: _Folds = None,
           fold: _Fold = None,
-          patients: _Patients = None,
-          contours: _Contours = "",
+          source: _From = _NONE,
           resume: Annotated[bool, arg(help="go on with the settings and split that the training began with")] = False,
           tracker: Annotated[str, arg(metavar="tensorboard|wandb|mlflow|trackio", help="log each epoch there")] = "",
           ) -> None:
     """Train a U-Net. Everything is kept in the run folder: settings, history, best weights. The same command again goes
     on."""
-    from tumorseg.data.patients import split_in_words
+    from tumorseg.quality.leakage import leakage_in_words
     if resume:
         run = ts.Run(out)
-        ts.train(run.slices(ts.open_data(data, run.size, patients=patients, contours=contours)), run, tracker=tracker)
+        ts.train(run.slices(source.open(data, run.size)), run, tracker=tracker)
     else:
-        slices = ts.open_data(data, size, patients=patients, contours=contours, split=split, folds=folds, fold=fold)
-        print(split_in_words(slices), file=sys.stderr)
+        slices = source.open(data, size, split=split, folds=folds, fold=fold)
+        print(leakage_in_words(slices), file=sys.stderr)
         ts.train(slices, out, settings, tracker=tracker)
     if os.environ.get("RANK", "0") == "0": print(out) # one of several processes says so
 
@@ -110,14 +136,13 @@ def cross_validate(data: _Data,
                                              "authors' where the source has them, else by patients")] = "",
                    folds: Annotated[int, arg(help="number of folds by patients")] = 5,
                    at_once: Annotated[int, arg(help="folds that are trained at a time, each in its own process")] = 1,
-                   patients: _Patients = None,
-                   contours: _Contours = "",
+                   source: _From = _NONE,
                    ) -> None:
     """Train and score a run for each fold of patients, then pool the scores: every slice once, by a network that knows
     no slice of its patient."""
     from tumorseg.data.splits import choose_folds
     from tumorseg.evaluation.evaluate import scores_in_words
-    slices = ts.open_data(data, size, patients=patients, contours=contours)
+    slices = source.open(data, size)
     print(scores_in_words(ts.cross_validate(slices, out, settings, choose_folds(slices, split, folds), at_once)))
     print(f"The folds, the slices and a picture: folds.csv, slices.csv, folds.png in {out}")
 
@@ -141,8 +166,7 @@ def tune(data: _Data,
          split: _Split = "",
          folds: _Folds = None,
          fold: _Fold = None,
-         patients: _Patients = None,
-         contours: _Contours = "",
+         source: _From = _NONE,
          ) -> None:
     """Search for better settings on the validation slices. best.json is for `tumorseg train --config`. The same command
     again goes on."""
@@ -154,7 +178,7 @@ def tune(data: _Data,
     tell = cache(lambda sentence: print(sentence, file=sys.stderr)) # once, and not for each size of the search
 
     def open_at(pixels: int) -> Slices:
-        slices = ts.open_data(data, pixels, patients=patients, contours=contours, split=split, folds=folds, fold=fold)
+        slices = source.open(data, pixels, split=split, folds=folds, fold=fold)
         tell(split_in_words(slices))
         return slices
 
@@ -174,13 +198,13 @@ def tune(data: _Data,
 def evaluate(run: _Run,
              data: _Data,
              split: _Part = "test",
-             patients: _Patients = None,
-             contours: _Contours = "",
+             source: _From = _NONE,
+             out: Annotated[Path | None, arg(help="folder for the scores; needed where the data is not the run's")] = None,
              ) -> None:
-    "Score a run; writes metrics.json, slices.csv and overlays/ into its folder."
+    "Score a run; writes metrics.json, slices.csv and overlays/ into its folder, or into OUT."
     from tumorseg.evaluation.evaluate import scores_in_words
-    slices = ts.open_data(data, ts.Run(run).size, patients=patients, contours=contours)
-    print(scores_in_words(ts.evaluate(run, slices, split)))
+    slices = source.open(data, ts.Run(run).size)
+    print(scores_in_words(ts.evaluate(run, slices, split, out=out)))
 
 def _compared(row: dict, first: str) -> str:
     "A row of the comparison in words."
@@ -199,45 +223,55 @@ _RunsAndData = Positional[Annotated[tuple[str, ...], arg(help="folders of two tr
 def compare(runs_and_data: _RunsAndData,
             split: Annotated[str, arg(metavar="train|valid|test", help="which split of the first run")] = "test",
             leaking: Annotated[bool, arg(help="compare runs that have learnt from patients of the split, too")] = False,
-            patients: _Patients = None,
-            contours: _Contours = "",
+            source: _From = _NONE,
             ) -> None:
     """Compare trainings on the same slices: paired differences of Dice to the first run, with 95 % intervals and p
     values."""
     *runs, data = runs_and_data
-    table, _ = ts.compare(runs, partial(ts.open_data, data, patients=patients, contours=contours), split, leaking)
+    table, _ = ts.compare(runs, partial(source.open, data), split, leaking)
     for row in table.to_dict("records"): print(_compared(row, table["run"][0]))
 
 # %% ../nbs/cli.ipynb #18d28368
 def report(run: _Run,
            data: _Data,
-           patients: _Patients = None,
-           contours: _Contours = "",
+           source: _From = _NONE,
            ) -> None:
     "Write one HTML file about a run that a colleague can open: data, settings, curves, scores, pictures."
-    print(ts.write_report(run, ts.open_data(data, ts.Run(run).size, patients=patients, contours=contours)))
+    print(ts.write_report(run, source.open(data, ts.Run(run).size)))
 
 def doctor(data: _Data,
            run: Positional[Annotated[Path | None, arg(help="folder of a training")]] = None,
-           patients: _Patients = None,
-           contours: _Contours = "",
+           source: _From = _NONE,
            ) -> None:
     """Find out why a prediction is all black, or a loss does not move: each cause is tested, and each finding says what
     to do."""
     from tumorseg.checks.doctor import findings_in_words
-    slices = ts.open_data(data, ts.Run(run).size if run else 128, patients=patients, contours=contours)
+    slices = source.open(data, ts.Run(run).size if run else 128)
     print(findings_in_words(ts.doctor(slices, run=run)))
 
-def predict(files: Positional[Annotated[tuple[Path, ...], arg(help="pictures: JPG, PNG or TIFF of any size")]],
-            out: Annotated[Path, arg(help="folder for NAME_mask.png and NAME_overlay.png")],
+def predict(files: Positional[Annotated[tuple[Path, ...], arg(help="pictures (JPG, PNG, TIFF or BMP of any size), or "
+                                                            "folders of them")]],
+            out: Annotated[Path, arg(help="folder for NAME_mask.png, NAME_overlay.png and predictions.csv")],
             model: Annotated[Path, arg(help="folder of a training, or its model.safetensors")],
+            threshold: Annotated[float | None, arg(metavar="0..1", help="a pixel is tumour above this; without it, the "
+                                                   "model's own")] = None,
             ) -> None:
-    "Write the mask and an overlay of each picture. A file that cannot be read is named and skipped."
-    done, problems = ts.predict_files(ts.Segmenter(model), list(files), out)
+    """Write the mask and an overlay of each picture. A file that cannot be read is named and skipped; a picture unlike
+    the slices of the training is said to be."""
+    done, problems = ts.predict_files(ts.Segmenter(model), list(files), out, threshold)
     for row in done:
-        print(f"{row['mask']}: tumour in {row['tumour_share']:.2%} of the pixels, "
-              f"highest probability {row['highest']:.2f}")
+        print(f"{row['mask']}: tumour in {row['tumour_share']:.2%} of the pixels, highest probability "
+              f"{row['highest']:.2f}, threshold {row['threshold']:.2f}")
+        if row["unlike"]: print(f"  {row['unlike']}")
     if problems: raise InputError(*problems)
+
+def threshold(run: Positional[Annotated[Path, arg(help="folder of a training, or its model.safetensors")]],
+              value: Positional[Annotated[float, arg(metavar="0..1", help="a pixel is tumour above this")]],
+              ) -> None:
+    "Set the threshold of a trained model. Its scores are those of another model from then on: evaluate it again."
+    from tumorseg.model.checkpoint import set_threshold
+    set_threshold(run / "model.safetensors" if run.is_dir() else run, value)
+    print(f"{run}: a pixel is tumour where its probability is above {value:g}.")
 
 # %% ../nbs/cli.ipynb #3b9f3402
 def _from_file(args: list[str]) -> dict:
@@ -259,9 +293,10 @@ def main(args: list[str] | None = None, # as typed; None: from the command line
     try:
         chosen = _from_file(args)
         commands = {
-            "demo": demo, "fetch": fetch, "audit": audit, "train": partial(train, **chosen), "evaluate": evaluate,
-            "predict": predict, "compare": compare, "cross-validate": partial(cross_validate, **chosen),
-            "tune": partial(tune, **chosen), "report": report, "doctor": doctor}
+            "demo": demo, "fetch": fetch, "audit": audit, "patients": patients, "train": partial(train, **chosen),
+            "evaluate": evaluate, "predict": predict, "compare": compare, "threshold": threshold,
+            "cross-validate": partial(cross_validate, **chosen), "tune": partial(tune, **chosen), "report": report,
+            "doctor": doctor}
         about = "Segment brain tumours in MRI slices. Research use, not a medical device. Also: tumorseg --version."
         tyro.extras.subcommand_cli_from_dict(commands, prog="tumorseg", args=args, description=about)
     except InputError as error:
