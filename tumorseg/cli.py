@@ -27,8 +27,8 @@ _Data = Positional[Annotated[str, arg(help="folder of data, or kaggle, figshare 
 _Run = Positional[Annotated[Path, arg(help="folder of a training")]]
 _Out = Annotated[Path, arg(help="folder of the run: new, or one that the same command began")]
 _Size = Annotated[int, arg(help="side of the slices in pixels")]
-_Split = Annotated[str, arg(metavar="official|patients|authors|random|FILE", help="how train, valid and test are made; FILE: "
-                           "folds.json of another run. Without it, the source's own, unless patients leak")]
+_Split = Annotated[str, arg(metavar="official|patients|authors|random|FILE", help="how train, valid and test are made; "
+                           "FILE: folds.json of another run. Without it, the source's own, unless patients leak")]
 _Folds = Annotated[int | None, arg(metavar="N", help="number of folds by patients; 5 where only --fold is given")]
 _Fold = Annotated[int | None, arg(metavar="N", help="which fold is the test; the next one is the validation")]
 _Defaults = Annotated[Path | None, arg(metavar="FILE", help="take the settings from best.json of a search or from "
@@ -38,12 +38,12 @@ _Part = Annotated[str, arg(metavar="train|valid|test", help="which split to scor
 @dataclass(frozen=True)
 class _Source:
     "What decides how a data set is opened, the same for every sub-command."
-    patients: Annotated[Path | None, arg(metavar="FILE", help="table (CSV) of patients: name or number, and patient; "
-                                         "view too, for scores by view. `tumorseg patients` writes one to fill in")] = None
+    patients: Annotated[Path | None, arg(metavar="FILE", help="table (CSV) of patients: name or number, and "
+                                         "patient; view too, for scores by view. `tumorseg patients` writes one")] = None
     contours: Annotated[str, arg(metavar="FOLDER|figshare", help="the figshare contours of the same images, in place "
                                  "of the labels")] = ""
-    categories: Annotated[tuple[str, ...], arg(metavar="NAME|ID", help="the categories that are tumour, where a set has "
-                                               "others too")] = ()
+    categories: Annotated[tuple[str, ...], arg(metavar="NAME|ID", help="the categories that are tumour, where a set "
+                                               "has others too")] = ()
     healthy: Annotated[str, arg(metavar="FOLDER|healthy", help="pictures without a tumour, added to every split; "
                                 "`tumorseg fetch healthy` downloads some")] = ""
 
@@ -199,7 +199,8 @@ def evaluate(run: _Run,
              data: _Data,
              split: _Part = "test",
              source: _From = _NONE,
-             out: Annotated[Path | None, arg(help="folder for the scores; needed where the data is not the run's")] = None,
+             out: Annotated[Path | None, arg(metavar="FOLDER", help="where the scores go; to be given where the data is not "
+                                             "the run's")] = None,
              ) -> None:
     "Score a run; writes metrics.json, slices.csv and overlays/ into its folder, or into OUT."
     from tumorseg.evaluation.evaluate import scores_in_words
