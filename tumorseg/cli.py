@@ -39,7 +39,7 @@ _Part = Annotated[str, arg(metavar="train|valid|test", help="which split to scor
 class _Source:
     "What decides how a data set is opened, the same for every sub-command."
     patients: Annotated[Path | None, arg(metavar="FILE", help="table (CSV) of patients: name or number, and "
-                                         "patient; view too, for scores by view. `tumorseg patients` writes one")] = None
+                                         "patient; view for scores by view. `tumorseg patients` makes one")] = None
     contours: Annotated[str, arg(metavar="FOLDER|figshare", help="the figshare contours of the same images, in place "
                                  "of the labels")] = ""
     categories: Annotated[tuple[str, ...], arg(metavar="NAME|ID", help="the categories that are tumour, where a set "
@@ -199,8 +199,8 @@ def evaluate(run: _Run,
              data: _Data,
              split: _Part = "test",
              source: _From = _NONE,
-             out: Annotated[Path | None, arg(metavar="FOLDER", help="where the scores go; to be given where the data is not "
-                                             "the run's")] = None,
+             out: Annotated[Path | None, arg(metavar="FOLDER", help="where the scores go; needed where the data is "
+                                             "not the run's")] = None,
              ) -> None:
     "Score a run; writes metrics.json, slices.csv and overlays/ into its folder, or into OUT."
     from tumorseg.evaluation.evaluate import scores_in_words
