@@ -235,6 +235,12 @@ def test_a_category_without_annotations_does_not_matter(tmp_path):
     with pytest.raises(ts.UsageError, match="no annotation of the categories"): coco_entries(tmp_path, ["brain"])
 
 
+def test_a_damaged_json_is_told_and_not_its_missing_categories(tmp_path):
+    coco(tmp_path / "train" / COCO_NAME).write_text("{")
+    entries, [problem] = coco_entries(tmp_path, ["tumor"])
+    assert not entries and "is not JSON" in problem
+
+
 def test_category_0_is_a_category(tmp_path):
     path = coco(tmp_path / "train" / COCO_NAME, ["a.png", "b.png"], [dict(image_id=0, category_id=0)],
                 write=[tmp_path / "train/a.png", tmp_path / "train/b.png"])

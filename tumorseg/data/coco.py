@@ -263,6 +263,7 @@ def coco_entries(folder: str | Path, # of the layout
     """What the JSON files of all splits list: `path`, `name` and `split` of each image, and its annotations of tumour.
     InputError where it has to be chosen which categories are tumour."""
     entries, found, problems = _read_all(folder)
+    if not entries: return [], problems # files that cannot be read have no categories either
     chosen = choose_categories(found, categories, folder)
     for entry in entries:
         entry["annotations"] = [note for note in entry["annotations"] if note["category_id"] in chosen]
