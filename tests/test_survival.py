@@ -77,7 +77,7 @@ def kill_and_resume(data, whole, folder, kills):
             hits += 1
         process = start(data, run)
         assert process.wait() == 0 and same(run, whole), f"after {hits} kills"
-        assert not [path for path in run.rglob(".*") if path.is_file()], "something half-written stayed"
+        assert not list(run.rglob(".*")), "something half-written stayed, or the lock"
     return hits
 
 
@@ -109,15 +109,71 @@ def test_a_kill_while_a_checkpoint_is_written(data, whole, tmp_path, monkeypatch
     assert same(tmp_path / "run", whole)
 
 
+class Ended(BaseException): "As a kill, where no code of ours catches it."
+
+
 @on_cpu
-def test_ctrl_c_keeps_the_step_and_says_how_to_go_on(data, whole, tmp_path):
+def test_a_kill_after_any_step_also_before_the_validation(data, whole, tmp_path, monkeypatch):
+    import tumorseg.training.train as training
+    slices, run, real = ts.open_data(data, 48), tmp_path / "run", training.save_training
+    monkeypatch.setattr(training._Training, "save_after", -1) # a checkpoint after each step
+    steps = max(1, len(slices.rows_of("train")) // CONFIG.batch)
+    for wanted in (1, steps, steps + 2, 2 * steps): # `steps`: all of an epoch, and not yet validated
+        def save(path, *rest, wanted=wanted):
+            real(path, *rest)
+            if rest[-1]["step"] == wanted: raise Ended
+        monkeypatch.setattr(training, "save_training", save)
+        with pytest.raises(Ended): ts.train(slices, run, None if wanted > 1 else CONFIG, **QUIET)
+    monkeypatch.undo()
+    ts.train(slices, run, **QUIET)
+    assert same(run, whole)
+
+
+@on_cpu
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_keeps_the_step_and_says_how_to_go_on(data, whole, tmp_path, name):
     process = start(data, tmp_path / "run")
     while not (tmp_path / "run" / "history.csv").exists(): time.sleep(.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(getattr(signal, name))
     _, said = process.communicate()
-    assert process.returncode != 0 and "--resume" in said and "everything is kept" in said
+    assert process.returncode > 0 or name == "SIGINT" # Python ends by the signal that it was asked to end by
+    assert "--resume" in said and "everything is kept" in said
+    assert not list((tmp_path / "run").rglob(".*")), "the lock stayed"
     ts.train(ts.open_data(data, 48), tmp_path / "run", **QUIET)
     assert same(tmp_path / "run", whole)
+
+
+def test_a_signal_in_the_middle_of_an_epoch(data, tmp_path):
+    slices, steps = ts.open_data(data, 48), iter(range(10**6))
+    for name in ("SIGTERM", "SIGHUP"):
+        def stop(name=name):
+            if next(steps) == 1: os.kill(os.getpid(), getattr(signal, name))
+        before = signal.getsignal(getattr(signal, name))
+        steps = iter(range(10**6))
+        with pytest.raises(KeyboardInterrupt, match="stopped after step . and everything|stopped after step 2, and"):
+            ts.train(slices, tmp_path / name, CONFIG, should_stop=stop, **QUIET)
+        assert signal.getsignal(getattr(signal, name)) == before
+        assert (tmp_path / name / "last/training.safetensors").exists() and not ts.Run(tmp_path / name).history.size
+
+
+def test_what_nohup_ignores_stays_ignored(data, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        config = replace(CONFIG, epochs=1)
+        ts.train(ts.open_data(data, 48), tmp_path / "run", config, should_stop=lambda: os.kill(os.getpid(), signal.SIGHUP),
+                 **QUIET)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally: signal.signal(signal.SIGHUP, before)
+    assert len(ts.Run(tmp_path / "run").history) == 1
+
+
+def test_of_two_trainings_at_the_same_moment_one_says_so(data, tmp_path):
+    processes = [start(data, tmp_path / "run") for _ in range(2)]
+    said = [process.communicate()[1] for process in processes]
+    assert sorted(process.returncode for process in processes) == [0, 1], said
+    refused = next(text for process, text in zip(processes, said) if process.returncode)
+    assert f"{tmp_path / 'run'}: another process (PID" in refused
+    assert len(ts.Run(tmp_path / "run").history) == CONFIG.epochs and not list((tmp_path / "run").rglob(".*"))
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(data, whole, tmp_path, monkeypatch):
@@ -166,10 +222,9 @@ import sys
 import tumorseg.training.train as training
 from tumorseg.training.config import Config
 from tumorseg.data.sources import open_data
-training.best_precision = lambda device: "no"
 import tumorseg.model.inference as inference
-inference.best_precision = training.best_precision
-config = Config(epochs=2, width=4, depth=2, batch=6, parts=int(sys.argv[3]))
+inference.best_precision = lambda device: "no"
+config = Config(precision="float32", epochs=2, width=4, depth=2, batch=6, parts=int(sys.argv[3]))
 training.train(open_data(sys.argv[1], 48), sys.argv[2], config, on_epoch=lambda *_: None)
 from accelerate import PartialState
 assert PartialState().num_processes == int(sys.argv[4]), "not the number of processes that was asked for"
