@@ -111,7 +111,7 @@ def _check_history(run: Run, slices: Slices) -> list[Finding]:
     precision = run.facts.get("precision", "no")
     evidence = f"The loss is not a number in {lost} of {len(history)} epochs, trained in precision \"{precision}\"."
     if precision == "no": return [Finding("learning rate", evidence, f"Train with a lower rate, --lr {rate / 10:g}.")]
-    mend = "Train in float32 (ACCELERATE_MIXED_PRECISION=no), or with a lower rate."
+    mend = "Train in float32 (--precision float32), or with a lower rate."
     return [Finding("half precision", evidence, mend)]
 
 # %% ../../nbs/checks/02_doctor.ipynb #4aba9e37

@@ -8,17 +8,21 @@ __all__ = ['Config', 'load_config']
 # %% ../../nbs/training/00_config.ipynb #dd17fd48
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
-from ..core import UsageError, read_json
+from ..core import InputError, UsageError, read_json
 
 # %% ../../nbs/training/00_config.ipynb #a7a0c554
-def _check(name: str, value: object, kind: type, limits: tuple[float, float]) -> None:
-    "UsageError unless a setting is of its type (a whole number is a number too, a bool is neither), within its limits."
-    low, high = limits
+def _check(name: str, value: object, hint: object) -> None:
+    "UsageError unless a setting is one of its words, or of its type (a bool is no number), within its limits."
+    if get_origin(hint) is Literal:
+        words = get_args(hint)
+        if value not in words: raise UsageError(f"{name} is {value!r}: choose one of {', '.join(words)}.")
+        return
+    kind, (low, high) = hint.__origin__, hint.__metadata__[0]
     pair = kind == tuple[float, float]
     numbers = value if pair else (value,)
-    accepted = int if kind is int else (int, float)
+    accepted = int if kind is int else (int, float) # a whole number is a number too
     if not (isinstance(numbers, tuple) and len(numbers) == (2 if pair else 1)
             and all(isinstance(number, accepted) and not isinstance(number, bool) for number in numbers)):
         expected = "two numbers" if pair else "a whole number" if kind is int else "a number"
@@ -27,6 +31,7 @@ def _check(name: str, value: object, kind: type, limits: tuple[float, float]) ->
         raise UsageError(f"{name} is {value}: it must be from {low} to {high}.")
 
 _Share = Annotated[float, (0, 1)]
+_COARSEST = 2048 # channels where the network is deepest: 125 million weights, 2.5 GB with optimiser and gradients
 
 @dataclass(frozen=True)
 class Config:
@@ -48,25 +53,30 @@ class Config:
     brightness_p: _Share = 0.5  # share of slices made brighter or darker, 0 to 1
     degrees: Annotated[tuple[float, float], (0, 180)] = (15, 75)  # smallest and largest rotation, to either side
     rotation_p: _Share = 0.3  # share of slices rotated, 0 to 1
+    precision: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # of the training; auto: what is fast here
     seed: Annotated[int, (0, 2**31)] = 0  # of everything random
 
     def __post_init__(self):
         for name, hint in get_type_hints(Config, include_extras=True).items():
             if isinstance(getattr(self, name), list): object.__setattr__(self, name, tuple(getattr(self, name)))
-            _check(name, getattr(self, name), kind=hint.__origin__, limits=hint.__metadata__[0])
+            _check(name, getattr(self, name), hint)
+        channels = self.width * 2 ** self.depth
+        if channels > _COARSEST:
+            raise UsageError(f"width {self.width} and depth {self.depth} are {channels} channels where the network is "
+                             f"deepest: no more than {_COARSEST}. Give a smaller width or depth.")
         if self.degrees[0] > self.degrees[1]: raise UsageError(f"degrees are {self.degrees}: the smaller comes first.")
 
 # %% ../../nbs/training/00_config.ipynb #7328dc8f
 def load_config(path: str | Path, # best.json of a search, config.json of a run, or settings of your own
                 ) -> tuple[Config, int | None]: # the configuration, and the size of the slices where the file gives it
-    "A configuration from a JSON file. InputError where it is none, UsageError where a setting is unknown or wrong."
+    "A configuration from a JSON file. InputError where it is none, or a setting in it is unknown or wrong."
     facts = read_json(path, "a configuration")
     size = facts.pop("size", None)
     settings = facts["config"] if isinstance(facts.get("config"), dict) else facts
     known = [field.name for field in fields(Config)]
     unknown = [name for name in settings if name not in known]
-    if unknown: raise UsageError(f"{path}: {unknown[0]} is no setting. Known: {', '.join(known)}, size.")
+    if unknown: raise InputError(f"{path}: {unknown[0]} is no setting. Known: {', '.join(known)}, size.")
     if size is not None and (type(size) is not int or size < 1):
-        raise UsageError(f"{path}: size is {size!r}: give whole pixels.")
+        raise InputError(f"{path}: size is {size!r}: give whole pixels.")
     try: return Config(**settings), size
-    except UsageError as error: raise UsageError(f"{path}: {error}") from None
+    except UsageError as error: raise InputError(f"{path}: {error}") from None # the file is wrong, not the call

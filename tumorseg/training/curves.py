@@ -47,6 +47,7 @@ def show_epoch(progress: tqdm, # of the training
     row = history[-1]
     line = (f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.3f}  valid loss {row['valid_loss']:.3f}  "
             f"valid Dice {row['valid_dice']:.3f}  {row['slices_per_second']:.0f} slices/s")
+    if row.get("skipped"): line += f"  {row['skipped']} steps left out, not finite"
     if not in_notebook(): return tqdm.write(line, file=sys.stderr)
     from IPython.display import Image, display
     progress.set_postfix_str(line, refresh=False)

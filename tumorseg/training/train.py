@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +23,19 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..core import InputError, progress_bar, save_table, sweep
+from ..core import InputError, only_one, progress_bar, reading, save_table, sweep
 from ..data.slices import Slices
 from ..model.checkpoint import save_model, save_training
-from ..model.inference import ModelInfo, best_device, best_precision, describe
+from ..model.inference import ModelInfo, best_device, describe
 from ..model.unet import UNet
 from .config import Config
 from .curves import show_epoch
 from .loop import Loop, epoch_batches, learning_rate, validate
-from .run import Run, start_run
+from .run import Run, check_history, start_run
 
 # %% ../../nbs/training/05_train.ipynb #6269a31d
 def first_network(slices: Slices, # with the split "train"
@@ -50,20 +52,26 @@ def first_network(slices: Slices, # with the split "train"
     return network
 
 # %% ../../nbs/training/05_train.ipynb #2bccf785
+_ENDINGS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
 @contextmanager
-def _ctrl_c() -> Iterator[threading.Event]:
-    "An event that Ctrl-C sets, instead of breaking a step; the second Ctrl-C breaks it."
+def _asked_to_end() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, or what Slurm, Colab and Kubernetes send before they end a process (SIGTERM), or a
+    terminal that is closed (SIGHUP), instead of breaking a step. The second one breaks it."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread(): # signals reach the main thread only
         yield asked
         return
-    before = signal.getsignal(signal.SIGINT)
-    def ask(*_):
+    before = {number: signal.getsignal(number) for number in _ENDINGS}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)} # nohup
+    def restore() -> None:
+        for number, handler in before.items(): signal.signal(number, handler)
+    def ask(*_) -> None:
         asked.set()
-        signal.signal(signal.SIGINT, before)
-    signal.signal(signal.SIGINT, ask)
+        restore()
+    for number in before: signal.signal(number, ask)
     try: yield asked
-    finally: signal.signal(signal.SIGINT, before)
+    finally: restore()
 
 # %% ../../nbs/training/05_train.ipynb #0681741a
 def _finished(history: list[dict], config: Config) -> bool:
@@ -74,7 +82,7 @@ def _finished(history: list[dict], config: Config) -> bool:
 
 class _Training:
     "A training from where its folder has come to."
-    save_after = 300 # seconds without a checkpoint, where an epoch is long
+    save_after = 60 # seconds without a checkpoint, where an epoch is long
 
     def __init__(self, slices: Slices, run: Run, config: Config, network: nn.Module, accelerator: Accelerator):
         self.slices, self.run, self.config, self.network = slices, run, config, network
@@ -86,12 +94,22 @@ class _Training:
         self.place, self.main = self.loop.place, accelerator.is_main_process
         self.history = self.place["history"] # a row for each finished epoch
         self.steps = max(1, len(self.rows) // config.batch) # of an epoch
+        self.total_steps = config.epochs * self.steps
+        with reading(run / "last/training.safetensors", "the state of a training", "Train in a new folder."):
+            if self.history: check_history(pd.DataFrame(self.history))
+            if not 0 <= self.begun <= self.steps: raise ValueError(f"step {self.place['step']} is of another epoch")
         if self.history: self.keep() # history.csv, if a kill came before it
+
+    @property
+    def begun(self) -> int:
+        "Steps of the epoch that is not finished."
+        return self.place["step"] - len(self.history) * self.steps
 
     def keep(self) -> None:
         "Write how far the training has come."
         if not self.main: return
         loop = self.loop
+        if loop.scaler.is_enabled(): self.place["scaler"] = loop.scaler.state_dict()
         save_training(self.run / "last/training.safetensors", loop.plain, loop.average, loop.optimizer, self.place)
         save_table(self.run / "history.csv", pd.DataFrame(self.history))
 
@@ -109,8 +127,8 @@ class _Training:
 def _epoch(training: _Training, stopped: Callable[[], bool], progress: tqdm) -> bool:
     "Train for the rest of an epoch, then validate. False where it was stopped before its end."
     start, saved = time.perf_counter(), time.monotonic()
-    begun = training.place["step"] - len(training.history) * training.steps # more than 0 where it was interrupted
-    device, total_steps = training.loop.device, training.config.epochs * training.steps
+    begun = training.begun # more than 0 where it was interrupted
+    device, rate = training.loop.device, partial(learning_rate, steps=training.total_steps, config=training.config)
     loss, skipped = (torch.tensor(float(training.place[name]), device=device) for name in ("loss", "skipped"))
 
     def pause() -> None: # in the middle of an epoch
@@ -122,19 +140,18 @@ def _epoch(training: _Training, stopped: Callable[[], bool], progress: tqdm) -> 
         if number < begun: continue
         if stopped(): break
         # 1) one step; its loss stays on the device, since .item() would make a GPU wait
-        rate = learning_rate(training.place["step"], total_steps, training.config)
-        step_loss, bad = training.loop.step(training.rows[batch], rate)
+        step_loss, bad = training.loop.step(training.rows[batch], rate(training.place["step"]))
         loss += step_loss
         skipped += bad
         # 2) a loss that is not finite ends the training; on a GPU it is looked at now and then only
         if device.type == "cpu" or number % 50 == 49 or number == training.steps - 1:
             training.loop.refuse_divergence(training.slices.table["name"].iloc[training.rows[batch]].tolist())
-        # 3) in a long epoch nothing older than some minutes is ever lost
+        # 3) in a long epoch nothing older than a minute is ever lost
         if time.monotonic() - saved > training.save_after:
             pause()
             saved = time.monotonic()
         progress.update()
-    if training.place["step"] < (len(training.history) + 1) * training.steps:
+    if training.begun < training.steps:
         pause()
         return False
     trained = time.perf_counter() - start
@@ -142,20 +159,32 @@ def _epoch(training: _Training, stopped: Callable[[], bool], progress: tqdm) -> 
     wrong = int(skipped.item())
     training.history.append(dict(
         epoch=len(training.history) + 1, train_loss=loss.item() / max(1, training.steps - wrong), valid_loss=valid_loss,
-        valid_dice=valid_dice, lr=rate, seconds=time.perf_counter() - start,
+        valid_dice=valid_dice, lr=rate(training.place["step"] - 1), seconds=time.perf_counter() - start,
         slices_per_second=(training.steps - begun) * len(batch) / trained, skipped=wrong))
     training.place.update(loss=0., skipped=0)
     training.keep()
     return True
 
 # %% ../../nbs/training/05_train.ipynb #9b162507
+def _begin_in_words(training: _Training) -> str:
+    "The first line of the log."
+    loop, place = training.loop, training.place
+    if _finished(training.history, training.config):
+        best = max(row["valid_dice"] for row in training.history)
+        return (f"{training.run}: is finished, {len(training.history)} of {training.config.epochs} epochs, best "
+                f"validation Dice {best:.3f}. Nothing is left to do.")
+    precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[loop.precision]
+    again = f", on from step {place['step']}" if place["step"] else ""
+    return (f"{training.run}: trains on {loop.device.type} in {precision}, {training.config.epochs} epochs of "
+            f"{training.steps} steps{again}")
+
 def _fit(training: _Training, on_epoch: Callable | None, should_stop: Callable | None) -> None:
     "All epochs that are left, and what is shown and logged after each."
     config, history, accelerator = training.config, training.history, training.loop.accelerator
     alone = accelerator.num_processes == 1 # one of several must not stop by itself: the others would wait for it
-    progress = progress_bar(total=config.epochs * training.steps, initial=training.place["step"], desc="training",
+    progress = progress_bar(total=training.total_steps, initial=training.place["step"], desc="training",
                             unit="step", delay=0, disable=None if training.main else True)
-    with _ctrl_c() as asked:
+    with _asked_to_end() if alone else nullcontext(threading.Event()) as asked:
         def stopped() -> bool: return alone and (asked.is_set() or bool(should_stop and should_stop()))
         while not _finished(history, config):
             if not _epoch(training, stopped, progress): break
@@ -163,6 +192,8 @@ def _fit(training: _Training, on_epoch: Callable | None, should_stop: Callable |
             accelerator.log({name: value for name, value in history[-1].items() if name != "epoch"}, step=len(history))
             if on_epoch: on_epoch(history, training.loop.average, training.best_info)
             else: show_epoch(progress, history, config.epochs)
+            if len(history) == 1 and history[0]["skipped"] and training.loop.scaler.is_enabled():
+                tqdm.write("Steps are left out while float16 looks for its scale. That is how it begins.", sys.stderr)
     progress.close()
     if asked.is_set():
         raise KeyboardInterrupt(f"{training.run}: stopped after step {training.place['step']}, and everything is kept. "
@@ -179,8 +210,8 @@ def _accelerator(run: Path, config: Config, tracker: str) -> Accelerator:
     device = best_device() # said to accelerate, which would not look for other processes on a CPU otherwise
     # Its state is one for the whole session, and refuses a second precision; the processes it knows of stay
     AcceleratorState._reset_state()
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=best_precision(device),
-                              log_with=tracker or None, project_dir=run)
+    # `Loop` does the precision itself: the same on every device, float16 on a CPU too
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", log_with=tracker or None, project_dir=run)
     if accelerator.device.type == "cuda": torch.backends.cudnn.benchmark = True # one size of slices: worth a search
     if tracker:
         accelerator.init_trackers("tumorseg", {**asdict(config), "degrees": str(config.degrees)}) # numbers or text only
@@ -199,6 +230,13 @@ def _refuse_others(slices: Slices, run: Run, config: Config | None) -> None:
         raise InputError(f"{run}: was trained on other data or another size ({run.size} px, "
                          f"{run.facts['fingerprint']}). Open the same data at that size, or choose another folder.")
 
+@contextmanager
+def _fits_into_memory() -> Iterator[None]:
+    try: yield
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error): raise
+        raise InputError("The network does not fit into memory: give a smaller --width or --depth.") from None
+
 def train(slices: Slices, # with the splits "train" and "valid"
           run: str | Path | Run, # folder of the run: new, or of a training to go on with
           config: Config | None = None, # how to train; None: as the run was begun, `Config()` for a new one
@@ -211,23 +249,23 @@ def train(slices: Slices, # with the splits "train" and "valid"
     validation Dice) and last/ (what is needed to go on). `on_epoch` gets history, averaged network and `ModelInfo`.
 
     Where the folder holds a training with the same data and settings, it goes on as if it had not been stopped, or says
-    that nothing is left to do. InputError for other data, settings or network, a missing split, a loss not finite."""
+    that nothing is left to do. Ctrl-C, SIGTERM and SIGHUP end it after the step, with everything kept; of several
+    processes each ends at once, and the last minute is lost. InputError for other data, settings or network, a missing
+    split, a loss not finite, another process at work in the folder."""
     run = Run(run)
-    begun = run.begun
-    if begun: _refuse_others(slices, run, config)
-    config = run.config if begun else config or Config()
-    network = network or first_network(slices, config)
-    accelerator = _accelerator(run.path, config, tracker)
-    if accelerator.is_main_process:
-        if begun:
-            for folder in (run.path, run / "last"): sweep(folder)
-        else: start_run(slices, run, config, network)
-    accelerator.wait_for_everyone()
-    training = _Training(slices, run, config, network, accelerator)
-    if begun and training.main and _finished(training.history, config):
-        best = max(row["valid_dice"] for row in training.history)
-        tqdm.write(f"{run}: is finished, {len(training.history)} of {config.epochs} epochs, best validation Dice "
-                   f"{best:.3f}. Nothing is left to do.", file=sys.stderr)
-    _fit(training, on_epoch, should_stop)
-    if tracker: accelerator.end_training()
+    with only_one(run), _fits_into_memory():
+        begun = run.begun
+        if begun: _refuse_others(slices, run, config)
+        config = run.config if begun else config or Config()
+        network = network or first_network(slices, config)
+        accelerator = _accelerator(run.path, config, tracker)
+        if accelerator.is_main_process:
+            if begun: sweep(run / "last")
+            else: start_run(slices, run, config, network)
+        accelerator.wait_for_everyone()
+        training = _Training(slices, run, config, network, accelerator)
+        if training.main and (not on_epoch or _finished(training.history, config)):
+            tqdm.write(_begin_in_words(training), file=sys.stderr)
+        _fit(training, on_epoch, should_stop)
+        if tracker: accelerator.end_training()
     return Run(run) # read anew
