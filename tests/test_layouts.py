@@ -75,9 +75,10 @@ def test_splits_inside_the_folders(base, opened):
     assert "images/val/s10.png: has no mask" in refused(opened, base)
 
 
-def test_a_folder_for_each_patient(base, opened):
+def test_a_folder_for_each_patient(base, opened, capsys):
     for patient, first in (("ann", 0), ("bob", 10)): pairs(base / patient, "", "", 2, first, "_mask")
     assert opened(base).table["patient"].tolist() == ["ann", "ann", "bob", "bob"]
+    assert "its 2 folders are taken for 2 patients" in capsys.readouterr().err
     for part in ("train", "test"): shutil.copytree(base / "ann", base.parent / f"parts/{part}/{part}-ann")
     assert opened(base.parent / "parts").table["patient"].tolist() == ["train-ann"] * 2 + ["test-ann"] * 2
     for name in ("ann", "bob"): (base / name).rename(base / dict(ann="benign", bob="malignant")[name])

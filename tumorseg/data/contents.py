@@ -57,7 +57,7 @@ def left_out(folder: str | Path, # of a data set
              files: list[Path], # those that are read
              ) -> str: # one sentence; empty where nothing is
     "The folders with pictures of which none is read."
-    read = {os.path.relpath(place, folder) for place in {path.parent for path in files}}
+    read = {os.path.relpath(place, folder) for place in set(map(os.path.dirname, files))}
     others = {place: count for place, names in _walk(Path(folder)) if place not in read
               if (count := sum(name.lower().endswith(PICTURES) for name in names))}
     if not others: return ""
@@ -70,6 +70,6 @@ def refused_files(folder: str | Path, # of a data set
                   files: list[Path], # those that would be read
                   ) -> list[str]: # one sentence for each that is not to be opened
     "Links that lead out of the folder, and names that are not UTF-8."
-    outside = {place for place in {path.parent for path in files} if not inside(place, folder)}
-    def suspicious(path): return not str(path).isprintable() or path.parent in outside or path.is_symlink()
+    outside = {place for place in set(map(os.path.dirname, files)) if not inside(place, folder)}
+    def suspicious(path): return not str(path).isprintable() or os.path.islink(path) or os.path.dirname(path) in outside
     return [problem for path in files if suspicious(path) and (problem := file_problem(path, folder))]

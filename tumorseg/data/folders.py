@@ -6,6 +6,7 @@
 __all__ = ['read_mask', 'pair_files', 'pair_entries', 'pair_sample', 'lgg_files', 'lgg_entries']
 
 # %% ../../nbs/data/03_folders.ipynb #52edd4c6
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,14 +31,19 @@ def read_mask(path: str | Path, # a picture of two values
 
 # %% ../../nbs/data/03_folders.ipynb #aaa5f9f1
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES and path.is_file())
+    try:
+        with os.scandir(folder) as entries: # which knows without asking again what is a file
+            names = [entry.name for entry in entries if entry.name.lower().endswith(PICTURES) and entry.is_file()]
+    except OSError: return []
+    return [folder / name for name in sorted(names)]
 
-def _is_mask(path: Path) -> bool: return path.stem.lower().endswith("_mask")
+def _is_mask(path: Path) -> bool: return os.path.splitext(path.name)[0].lower().endswith("_mask")
 
 def _in_one(folder: Path) -> tuple[list[Path], list[Path]]:
     "The pictures NAME and the masks NAME_mask that lie in one folder."
     files = _pictures(folder)
-    return [path for path in files if not _is_mask(path)], [path for path in files if _is_mask(path)]
+    masks = {path for path in files if _is_mask(path)}
+    return [path for path in files if path not in masks], sorted(masks)
 
 def _paired(pictures: list[Path], masks: list[Path]) -> tuple[list[tuple[Path, Path]], list[str]]:
     "The pictures and masks that belong together by name; problems."
@@ -71,9 +77,11 @@ class _Place(NamedTuple):
 
 def _inside(folder: Path, names: set[str] | None = None) -> list[Path]:
     "The sub-folders, all or those of these names in any case."
-    try: inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    try:
+        with os.scandir(folder) as entries: # thousands of pictures may lie there, and none of them is asked for
+            found = [entry.name for entry in entries if (not names or entry.name.lower() in names) and entry.is_dir()]
     except OSError: return []
-    return [path for path in inner if not names or path.name.lower() in names]
+    return [folder / name for name in sorted(found)]
 
 def _files_in(folders: list[Path]) -> list[Path]: return [path for folder in folders for path in _pictures(folder)]
 

@@ -7,6 +7,7 @@ __all__ = ['LAYOUTS', 'MAX_SIZE', 'FETCHED', 'Layout', 'find_layout', 'open_data
 
 # %% ../../nbs/data/10_sources.ipynb #b03988cf
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -115,8 +116,8 @@ MAX_SIZE = 1024 # pixels: more than any public set of brain slices has, and what
 def _content_key(folder: Path, layout: Layout, files: list[Path], size: int, choice: str = "") -> str:
     digest = hashlib.sha256((layout.version + choice).encode())
     for path in progress_bar(files, desc="looking for changes", unit="file"):
-        digest.update(f"{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
         with open(path, "rb") as file:
+            digest.update(f"{path.relative_to(folder).as_posix()} {os.fstat(file.fileno()).st_size}\n".encode())
             while block := file.read(1 << 20): digest.update(block)
     return f"{digest.hexdigest()[:24]}-{size}"
 
@@ -154,6 +155,8 @@ def _read(source: str | Path, size: int, cache: str | Path | None, categories: S
     slices = _read_found(found, size, cache, categories)
     unread = "" if source in FETCHED else left_out(found.folder, found.files) # we know what those archives hold
     if unread: print(unread, file=sys.stderr)
+    patients = slices.table["patient"].replace("", pd.NA).nunique() if found.layout.files is pair_files else 0
+    if patients: print(f"{found.folder}: its {patients} folders are taken for {patients} patients.", file=sys.stderr)
     above = found.folder.absolute().parent
     if split_of(found.folder.name) and len(split_folders(above)) > 1:
         print(f"{found.folder}: is only one split of the data set in {above}, and is opened alone.", file=sys.stderr)
