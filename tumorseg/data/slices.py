@@ -101,7 +101,7 @@ class Slices:
 
     def __len__(self) -> int: return len(self.table)
 
-    def __getitem__(self, rows: np.ndarray | pd.Series | slice | list[int], # numbers, booleans (one a slice), or a slice
+    def __getitem__(self, rows: np.ndarray | pd.Series | slice | list[int], # numbers, one boolean a slice, or a slice
                     ) -> "Slices":
         "The chosen slices. Neighbours stay a view on the memory map; any other choice copies its pixels into memory."
         rows = np.arange(len(self))[rows if isinstance(rows, slice) else np.asarray(rows)]
