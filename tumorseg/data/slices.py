@@ -101,8 +101,7 @@ class Slices:
 
     def __len__(self) -> int: return len(self.table)
 
-    def __getitem__(self,
-                    rows: np.ndarray | pd.Series | slice | list[int], # integers, booleans (one a slice), or a slice
+    def __getitem__(self, rows: np.ndarray | pd.Series | slice | list[int], # numbers, one boolean a slice, or a slice
                     ) -> "Slices":
         "The chosen slices. Neighbours stay a view on the memory map; any other choice copies its pixels into memory."
         rows = np.arange(len(self))[rows if isinstance(rows, slice) else np.asarray(rows)]
@@ -113,8 +112,7 @@ class Slices:
         truth = None if self.truth is None else self.truth[rows]
         return replace(self, images=self.images[rows], masks=self.masks[rows], table=table, truth=truth)
 
-    def assign(self,
-               **columns: object, # name and values, as pandas' `assign` takes them
+    def assign(self, **columns: object, # name and values, as pandas' `assign` takes them
                ) -> "Slices": # the same arrays
         "The same slices with other columns in their table."
         return replace(self, table=self.table.assign(**columns))
@@ -124,8 +122,7 @@ class Slices:
         "Whether `full_mask` is at the size of the file."
         return self.truth is not None
 
-    def full_mask(self,
-                  row: int, # of the slice
+    def full_mask(self, row: int, # of the slice
                   ) -> np.ndarray: # uint8 (height, width) of 0 and 1; (H, W) where the slices were made in memory
         "The ground truth of one slice at the size of its file: what a score that is to be published is measured on."
         if self.truth is None: return self.masks[row]
@@ -136,8 +133,7 @@ class Slices:
         "Pixels of tumour in each slice, counted once."
         return np.array([np.count_nonzero(mask) for part in _parts(self.masks) for mask in part], np.int64)
 
-    def rows_of(self,
-                split: str, # "train", "valid" or "test"
+    def rows_of(self, split: str, # "train", "valid" or "test"
                 ) -> np.ndarray: # int64 (M,), ascending
         "The rows of one split; InputError where the source has none of that name."
         rows = np.flatnonzero(self.table["split"] == split)
@@ -145,8 +141,7 @@ class Slices:
         splits = ", ".join(self.table["split"].unique())
         raise InputError(f"There is no split '{split}' in these slices: choose one of {splits}.")
 
-    def in_split(self,
-                 name: str, # "train", "valid" or "test"
+    def in_split(self, name: str, # "train", "valid" or "test"
                  ) -> "Slices":
         "The slices of one split; InputError where the source has none of that name."
         return self[self.rows_of(name)]
