@@ -36,14 +36,14 @@ def _header(path: Path) -> tuple[dict, dict[str, tuple[list[int], str]]]:
     "The facts of such a file, and shape and type of each tensor; nothing else of it is read."
     if not os.path.isfile(path): # a pipe, too: to open one is to wait
         raise InputError(f"{path}: not found. Give the folder of a training that has finished an epoch.")
-    with reading(path, "a file of tumorseg's, or is damaged", "Train or copy it again."), safe_open(path, "pt") as file:
+    with reading(path, "a file that tumorseg wrote, or is damaged", "Train or copy it again."), safe_open(path, "pt") as file:
         facts = json.loads((file.metadata() or {})["tumorseg"])
         if not isinstance(facts, dict): raise ValueError("its facts have no names")
         parts = {name: file.get_slice(name) for name in file.keys()} # noqa: SIM118 (it is no dictionary)
         return facts, {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    with reading(path, "a file of tumorseg's, or is damaged", "Train or copy it again."): return load_file(path)
+    with reading(path, "a file that tumorseg wrote, or is damaged", "Train or copy it again."): return load_file(path)
 
 def _nonsense(info: ModelInfo) -> str:
     "What of a `ModelInfo` makes every answer nonsense; nothing where it can be used. NaN is never inside limits."
