@@ -26,6 +26,7 @@ from .unet import UNet
 # %% ../../nbs/model/03_checkpoint.ipynb #42ce2bf2
 MAX_SIZE = 1024 # pixels: the largest slices that a model may ask for
 _LIMITS = {"channels": 16, "width": 512, "depth": 7} # of a U-Net in a file
+_DAMAGED = "a file that tumorseg wrote, or is damaged", "Train or copy it again." # for `reading`
 
 def _pack(tensors: dict[str, Tensor], facts: dict) -> bytes:
     "A safetensors file with our facts as JSON in its header."
@@ -36,14 +37,14 @@ def _header(path: Path) -> tuple[dict, dict[str, tuple[list[int], str]]]:
     "The facts of such a file, and shape and type of each tensor; nothing else of it is read."
     if not os.path.isfile(path): # a pipe, too: to open one is to wait
         raise InputError(f"{path}: not found. Give the folder of a training that has finished an epoch.")
-    with reading(path, "a file of tumorseg's, or is damaged", "Train or copy it again."), safe_open(path, "pt") as file:
+    with reading(path, *_DAMAGED), safe_open(path, "pt") as file:
         facts = json.loads((file.metadata() or {})["tumorseg"])
         if not isinstance(facts, dict): raise ValueError("its facts have no names")
         parts = {name: file.get_slice(name) for name in file.keys()} # noqa: SIM118 (it is no dictionary)
         return facts, {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    with reading(path, "a file of tumorseg's, or is damaged", "Train or copy it again."): return load_file(path)
+    with reading(path, *_DAMAGED): return load_file(path)
 
 def _nonsense(info: ModelInfo) -> str:
     "What of a `ModelInfo` makes every answer nonsense; nothing where it can be used. NaN is never inside limits."
@@ -166,7 +167,7 @@ def load_training(path: str | Path, # written by `save_training`
     def part(of: str) -> dict[str, Tensor]:
         return {name.removeprefix(of): value for name, value in tensors.items() if name.startswith(of)}
     state: dict[int, dict] = {}
-    with reading(path, "a training of this network", "Train in a new folder."):
+    with reading(path, "a training of this network, but of another network", "Train in a new folder."):
         network.load_state_dict(part("network."))
         average.load_state_dict(part("average."))
         for key, value in part("optimizer.").items():
