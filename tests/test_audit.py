@@ -290,7 +290,7 @@ def test_kaggle_without_patients(kaggle):
     assert leakage["conclusion"] == "likely" and leakage["patients"] is None
     assert leakage["numbers"]["splits"]["test"]["leaked"] > 170 and leakage["pictures"]["splits"]["test"]["beats"] > .4
     scores = {row["baseline"]: row["dice"] for row in facts["baselines"]}
-    assert labels["named"] == {"0": ["Tumor", 0], "1": ["0", 1099], "2": ["1", 1048]} or labels["named"]
+    assert labels["named"] == {"0": ["Tumor", 0], "1": ["0", 1099], "2": ["1", 1047]}
     assert (facts["healthy"]["learnt"], facts["healthy"]["empty"]) == (1502, 1)
     assert "91 %" in ts.verdict(facts)["healthy"] and ts.verdict(facts)["to_do"][0] == TO_DO
     assert leakage_in_words(kaggle) == leakage["sentence"]

@@ -228,7 +228,8 @@ def open_stages(out: Path, # folder of the search
 # %% ../../nbs/tuning/01_study.ipynb #9ed99cfd
 def trials_table(stages: dict[str, Stage], # of one search
                  ) -> pd.DataFrame: # a row a trial that was begun: stage, trial, state, valid_dice, ..., settings
-    "The trials of a search. `valid_dice` is that of the kept weights, or of the last epoch of an unfinished trial."
+    """The trials of a search. `valid_dice` is that of the kept weights, at the size of the files; of an unfinished
+    trial, that of its last epoch, at the model's own size unless sizes are searched."""
     rows = []
     for stage in stages.values():
         for trial in stage.trials():

@@ -144,7 +144,7 @@ def _run_trial(search: _Search, stage: Stage, trial, over: Callable[[], bool]) -
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
     folder = search.out / f"trials/{stage.name}-{trial.number:04d}"
-    begun, value, ended = time.time(), None, ""
+    begun, value, ended = time.monotonic(), None, ""
     try:
         config, size = search.configuration(stage, trial)
         value = _train(trial, stage, folder, config, size, search.reference[stage.name], search.data, over)
@@ -154,12 +154,13 @@ def _run_trial(search: _Search, stage: Stage, trial, over: Callable[[], bool]) -
     except Exception as error:
         ended = "failed"
         trial.set_user_attr("error", f"{type(error).__name__}: {str(error)[:300]}")
-    try:
-        trial.set_user_attr("seconds", round(time.time() - begun, 1))
-        trial.set_user_attr("ended", ended)
-        states = {"": TrialState.COMPLETE, "failed": TrialState.FAIL}
-        stage.study.tell(trial, value, states.get(ended, TrialState.PRUNED))
-    except (UpdateFinishedTrialError, ValueError): return
+    with search.reading():
+        try:
+            trial.set_user_attr("seconds", round(time.monotonic() - begun, 1))
+            trial.set_user_attr("ended", ended)
+            states = {"": TrialState.COMPLETE, "failed": TrialState.FAIL}
+            stage.study.tell(trial, value, states.get(ended, TrialState.PRUNED))
+        except (UpdateFinishedTrialError, ValueError): return
     if ended != "stopped": shutil.rmtree(folder / "last", ignore_errors=True)
     if ended != "stopped" and stage.name == "cheap": (folder / "model.safetensors").unlink(missing_ok=True)
     search.failures = search.failures + 1 if ended == "failed" else 0
