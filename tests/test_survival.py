@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -143,25 +144,22 @@ def test_a_signal_keeps_the_step_and_says_how_to_go_on(data, whole, tmp_path, na
     assert same(tmp_path / "run", whole)
 
 
-def test_a_signal_in_the_middle_of_an_epoch(data, tmp_path):
-    slices, steps = ts.open_data(data, 48), iter(range(10**6))
-    for name in ("SIGTERM", "SIGHUP"):
-        def stop(name=name):
-            if next(steps) == 1: os.kill(os.getpid(), getattr(signal, name))
-        before = signal.getsignal(getattr(signal, name))
-        steps = iter(range(10**6))
-        with pytest.raises(KeyboardInterrupt, match="stopped after step . and everything|stopped after step 2, and"):
-            ts.train(slices, tmp_path / name, CONFIG, should_stop=stop, **QUIET)
-        assert signal.getsignal(getattr(signal, name)) == before
-        assert (tmp_path / name / "last/training.safetensors").exists() and not ts.Run(tmp_path / name).history.size
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_in_the_middle_of_an_epoch(data, tmp_path, name):
+    steps, before = iter(range(10**6)), signal.getsignal(getattr(signal, name))
+    def stop():
+        if next(steps) == 1: os.kill(os.getpid(), getattr(signal, name)) # before the second step
+    with pytest.raises(KeyboardInterrupt, match="stopped after step [12], and everything is kept"):
+        ts.train(ts.open_data(data, 48), tmp_path / name, CONFIG, should_stop=stop, **QUIET)
+    assert signal.getsignal(getattr(signal, name)) == before
+    assert (tmp_path / name / "last/training.safetensors").exists() and not ts.Run(tmp_path / name).history.size
 
 
 def test_what_nohup_ignores_stays_ignored(data, tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        config = replace(CONFIG, epochs=1)
-        ts.train(ts.open_data(data, 48), tmp_path / "run", config, should_stop=lambda: os.kill(os.getpid(), signal.SIGHUP),
-                 **QUIET)
+        hang_up = partial(os.kill, os.getpid(), signal.SIGHUP) # before each step
+        ts.train(ts.open_data(data, 48), tmp_path / "run", replace(CONFIG, epochs=1), should_stop=hang_up, **QUIET)
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally: signal.signal(signal.SIGHUP, before)
     assert len(ts.Run(tmp_path / "run").history) == 1

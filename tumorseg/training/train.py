@@ -35,7 +35,7 @@ from ..model.unet import UNet
 from .config import Config
 from .curves import show_epoch
 from .loop import Loop, epoch_batches, learning_rate, validate
-from .run import Run, check_history, start_run
+from .run import HISTORY, Run, check_history, start_run
 
 # %% ../../nbs/training/05_train.ipynb #6269a31d
 def first_network(slices: Slices, # with the split "train"
@@ -111,7 +111,7 @@ class _Training:
         loop = self.loop
         if loop.scaler.is_enabled(): self.place["scaler"] = loop.scaler.state_dict()
         save_training(self.run / "last/training.safetensors", loop.plain, loop.average, loop.optimizer, self.place)
-        save_table(self.run / "history.csv", pd.DataFrame(self.history))
+        save_table(self.run / "history.csv", pd.DataFrame(self.history, columns=None if self.history else HISTORY))
 
     def validate(self) -> tuple[float, float]:
         "Loss and Dice of the averaged network on the validation slices; it is saved where its Dice is the best so far."
