@@ -284,7 +284,7 @@ def test_patients_are_separate_only_where_the_table_of_the_run_proves_it(trained
 
 def test_scores_are_known_by_their_content_and_never_by_dates(trained, tmp_path, monkeypatch):
     run, slices = trained
-    monkeypatch.setattr("tumorseg.evaluation.compare.Run.segmenter", lambda run: ts.Segmenter(run, BrightIsTumour()))
+    monkeypatch.setattr(ts.Run, "segmenter", lambda run, network=None: ts.Segmenter(run, network or BrightIsTumour()))
     first = evaluate(run, slices, network=BrightIsTumour())["dice_mean"]
     shutil.copytree(run, tmp_path / "copy", copy_function=shutil.copyfile)
     table, _ = ts.compare([run, tmp_path / "copy"], slices)

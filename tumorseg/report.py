@@ -225,7 +225,8 @@ def write_report(run: str | Path | Run, # a training, evaluated or not
     data are not shown. InputError where the run has no history, the data are not its own, or a file is damaged."""
     run = Run(run)
     with only_one(run):
-        if not len(run.history): raise InputError(f"{run}: has no history yet. Let the training finish an epoch.")
+        if run.facts and not len(run.history): # a folder that is no run says so first
+            raise InputError(f"{run}: has no history yet. Let the training finish an epoch.")
         with reading(run / "table.csv", "the table of a run", "Train again in a new folder."):
             slices = run.slices(slices)
         foreign = run.table is not None and set(run.table["name"]) != set(slices.table["name"])
