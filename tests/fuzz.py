@@ -480,7 +480,7 @@ def patients(folder, damaged): check_slices(ts.with_patients(slices(), damaged))
 def model(folder, damaged): check_model(ts.Segmenter(damaged))
 
 
-@target("begun/last/training.safetensors", writes=("begun",))
+@target("begun/last/training.safetensors", share=.6, writes=("begun",))
 def training(folder, damaged):
     run = ts.train(slices(), folder / "begun", **QUIET)
     history = run.history
@@ -513,19 +513,19 @@ def scores(folder, damaged):
     check_shares(table[["dice", "low", "high"]], by_slice.iloc[:, 2:])
 
 
-@target("run/*.csv", "run/*.json", "run/overlays/best.png", share=.4, writes=("run/report.html",))
+@target("run/*.csv", "run/*.json", "run/overlays/best.png", share=.25, writes=("run/report.html",))
 def report(folder, damaged):
     (folder / "run/report.html").unlink(missing_ok=True)
     page = ts.write_report(folder / "run", slices()).read_text(encoding="utf-8")
     assert page.startswith("<!") and page.count("data:image/png") > 1
 
 
-@target("run/history.csv", "run/config.json", "run/table.csv", "run/model.safetensors", share=.4)
+@target("run/history.csv", "run/config.json", "run/table.csv", "run/model.safetensors", share=.2)
 def doctor(folder, damaged):
     for finding in ts.doctor(slices(), run=folder / "run"): assert finding.cause and finding.evidence and finding.to_do
 
 
-@target("cv/*.json", "cv/*/*.csv", "cv/*/metrics.json", share=.6, writes=("cv",))
+@target("cv/*.json", "cv/*/*.csv", "cv/*/metrics.json", share=.4, writes=("cv",))
 def pool(folder, damaged):
     summary = pool_folds(folder / "cv")
     check_shares(*(summary[key] for key in ("dice_mean", "dice_ci_low", "dice_ci_high", "iou_mean", "precision")))
@@ -555,7 +555,7 @@ def tags(folder, damaged):
     tag_slice(damaged, name, "interesting")
 
 
-@target("search/search.db", share=.3, writes=("search",))
+@target("search/search.db", share=.2, writes=("search",))
 def search(folder, damaged):
     best = search_again(folder / "search")
     if best["trial"] is not None: check_shares(best["valid_dice"])
