@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from configparser import ConfigParser
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -119,6 +120,13 @@ def test_words_with_an_underscore_are_no_markdown():
 
 
 # ---- the site
+
+def test_the_site_leads_to_the_repository():
+    settings = ConfigParser(delimiters="=")
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    address = "https://github.com/{user}/{repo}".format(**settings["DEFAULT"])
+    for path in (ROOT / "docs/zensical.toml", book.INDEX): assert address in path.read_text(encoding="utf-8")
+
 
 @pytest.fixture(scope="module")
 def build():
