@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo check test clean
+.PHONY: demo check test docs clean
 
 demo: .venv/installed
 	$(BIN)/tumorseg demo --out demo
@@ -21,6 +21,11 @@ test: check
 	cd nbs && ../$(BIN)/nbdev-test --n-workers 2 --timing --do-print
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10
 
+# The site, in _site/; a link that leads nowhere, or a page that would load something from elsewhere, fails
+docs: .venv/installed
+	$(BIN)/python docs/book.py --check
+	$(BIN)/python docs/build.py
+
 # Installed once: a second make finds the stamp and goes on.
 .venv/installed: settings.ini setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("tumorseg needs Python 3.10 or newer, and this is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...") if sys.version_info < (3, 10) else None'
@@ -29,4 +34,4 @@ test: check
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info demo
+	rm -rf .venv build *.egg-info demo _site

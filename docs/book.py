@@ -1,4 +1,4 @@
-"""The order of the notebooks, which stands in nbs/index.ipynb alone, and the line in each of them that says where it is.
+"""The order of the notebooks, which stands in nbs/index.ipynb alone, and the line in each that says where it is.
 
     python docs/book.py --write    puts the line into each notebook, below its subtitle
     python docs/book.py --check    exits 1 where a line is missing or not up to date
