@@ -24,7 +24,7 @@ PROMISED = {"torchvision"} # imported by no module: the augmentation promises to
 
 WIDTH = 120       # columns of an exported line
 CELL = 60         # lines of a cell that exports: it is one idea
-EXPORTED = 6_700  # lines of the whole library
+EXPORTED = 8_500 # lines of the library without empty ones and cell marks: raised with care
 
 front_door = pytest.mark.skipif(not STUB.exists(), reason="there is no front door yet")
 

@@ -17,7 +17,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 import tumorseg as ts
-from .core import InputError, UsageError, save_json, save_table
+from .core import InputError, UsageError, printable, save_json, save_table
 from .data.slices import Slices
 from .training.config import Config
 
@@ -246,7 +246,8 @@ def doctor(data: _Data,
            ) -> None:
     """Find out why a prediction is all black, or a loss does not move: each cause is tested, and each finding says what
     to do."""
-    from tumorseg.checks.doctor import findings_in_words
+    from tumorseg.checks.doctor import findings_in_words, refuse_swapped
+    refuse_swapped(data, run)
     slices = source.open(data, ts.Run(run).size if run else 128)
     print(findings_in_words(ts.doctor(slices, run=run)))
 
@@ -261,7 +262,7 @@ def predict(files: Positional[Annotated[tuple[Path, ...], arg(help="pictures (JP
     the slices of the training is said to be."""
     done, problems = ts.predict_files(ts.Segmenter(model), list(files), out, threshold)
     for row in done:
-        print(f"{row['mask']}: tumour in {row['tumour_share']:.2%} of the pixels, highest probability "
+        print(f"{printable(row['mask'])}: tumour in {row['tumour_share']:.2%} of the pixels, highest probability "
               f"{row['highest']:.2f}, threshold {row['threshold']:.2f}")
         if row["unlike"]: print(f"  {row['unlike']}")
     if problems: raise InputError(*problems)
@@ -304,7 +305,7 @@ def main(args: list[str] | None = None, # as typed; None: from the command line
         print(error, file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt as error:
-        print(error.args[0] if error.args else "Stopped. What was finished is kept.", file=sys.stderr)
+        print(printable(error.args[0]) if error.args else "Stopped. What was finished is kept.", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError: # `tumorseg ... | head` is no mistake
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

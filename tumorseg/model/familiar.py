@@ -89,16 +89,17 @@ def _nearest(look: np.ndarray, examples: np.ndarray, scale: np.ndarray) -> tuple
 
 def learn_look(images: np.ndarray, # uint8 (N, C, size, size), the training slices
                ) -> Familiar | None: # None where there are fewer than 16
-    "What about 1000 slices, evenly spread, look like; 1 % of those that are not kept as examples are beyond the limit."
+    "What about 1000 slices, evenly spread, look like; 2 % of those not kept as examples are beyond the limit."
     if len(images) < 16: return None
     rows = np.unique(np.linspace(0, len(images) - 1, 1000).astype(int))
     looks = np.array([measure_look(images[row]) for row in rows])
     low, high = np.quantile(looks, [.1, .9], axis=0)
     # 2.56 deviations lie between these two where values are normal; at least .01, for we divide by it
     scale = np.maximum(np.maximum((high - low) / 2.56, looks.std(0) / 2), .01).round(4)
-    kept = np.unique(np.linspace(0, len(looks) - 1, max(8, len(looks) // 8)).astype(int))
+    share = 4 if len(images) >= 1000 else 8 # of few slices fewer: their neighbours, of one patient, narrow the limit
+    kept = np.unique(np.linspace(0, len(looks) - 1, max(8, len(looks) // share)).astype(int))
     others = np.delete(looks, kept, 0)
-    limit = np.quantile([_nearest(look, looks[kept], scale)[0] for look in others], .99)
+    limit = np.quantile([_nearest(look, looks[kept], scale)[0] for look in others], .98)
     return Familiar(tuple(map(tuple, looks[kept].tolist())), tuple(scale.tolist()), round(max(float(limit), .01), 4))
 
 # %% ../../nbs/model/05_familiar.ipynb #c8990725

@@ -173,6 +173,20 @@ def _gradients_that_fit(loop: "Loop", rows: np.ndarray, factors: np.ndarray, ang
 
 def _floats(*values: Tensor) -> list[Tensor]: return [value for value in values if value.is_floating_point()]
 
+# %% ../../nbs/training/02_loop.ipynb #c0b8fa30
+def _restore(loop: "Loop", last: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    "Take up what a stopped training left; InputError where it is not as we write it."
+    with reading(last, "the state of a training", "Train in a new folder."):
+        found = load_training(last, network, loop.average, optimizer)
+        loop.place = {name: found[name] for name in loop.place}
+        for name, kind in {"history": list, "step": int, "parts": int}.items():
+            if type(found[name]) is not kind: raise ValueError(f"its {name} is no {kind.__name__}")
+        for name, low in {"step": 0, "parts": 1, "loss": 0, "skipped": 0}.items():
+            if not low <= found[name] < 2**53: raise ValueError(f"its {name} is {found[name]}")
+        if loop.scaler.is_enabled() and "scaler" in found:
+            if not all(0 <= value < math.inf for value in found["scaler"].values()): raise ValueError("its scale")
+            loop.scaler.load_state_dict(found["scaler"])
+
 # %% ../../nbs/training/02_loop.ipynb #c0b8fa31
 class Loop:
     "A network in training, the average of its weights, optimiser, and `place`: how far it has come, ready for JSON."
@@ -192,7 +206,7 @@ class Loop:
         self.precision = choose_precision(config, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.place = {"history": [], "step": 0, "loss": 0., "skipped": 0, "parts": config.parts}
-        if last.exists(): self._restore(last, network, optimizer)
+        if last.exists(): _restore(self, last, network, optimizer)
         if accelerator.num_processes > 1: _share_norms(network)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         self.average.to(self.device, memory_format=torch.channels_last)
@@ -201,19 +215,6 @@ class Loop:
         self.buffers = _floats(*network.buffers())
         self.take = _slices_on(self.device, slices)
         self.in_a_row = torch.zeros((), device=self.device) # bad steps, counted on the device
-
-    def _restore(self, last: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        "Take up what a stopped training left; InputError where it is not as we write it."
-        with reading(last, "the state of a training", "Train in a new folder."):
-            found = load_training(last, network, self.average, optimizer)
-            self.place = {name: found[name] for name in self.place}
-            for name, kind in {"history": list, "step": int, "parts": int}.items():
-                if type(found[name]) is not kind: raise ValueError(f"its {name} is no {kind.__name__}")
-            for name, low in {"step": 0, "parts": 1, "loss": 0, "skipped": 0}.items():
-                if not low <= found[name] < 2**53: raise ValueError(f"its {name} is {found[name]}")
-            if self.scaler.is_enabled() and "scaler" in found:
-                if not all(0 <= value < math.inf for value in found["scaler"].values()): raise ValueError("its scale")
-                self.scaler.load_state_dict(found["scaler"])
 
     def step(self,
              rows: np.ndarray, # int (B,), the batch
