@@ -72,13 +72,83 @@ def test_predict_names_the_broken_file_and_does_the_others(run, data, tmp_path):
     files = [tmp_path / name for name in ("good.jpg", "cut.jpg", "sixteen.tiff")]
     assert_one_sentence(tumorseg("predict", *files, "--out", tmp_path / "out", "--model", run), "cut.jpg")
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"good_mask.png", "good_overlay.png", "sixteen_mask.png", "sixteen_overlay.png"}
+    assert written == {"good_mask.png", "good_overlay.png", "sixteen_mask.png", "sixteen_overlay.png",
+                       "predictions.csv"}
     assert Image.open(tmp_path / "out/sixteen_mask.png").size == (31, 50)
 
 
-def test_predict_refuses_files_of_one_name(run, tmp_path):
-    done = tumorseg("predict", "a/scan.png", "b/scan.jpg", "--out", tmp_path, "--model", run)
-    assert_one_sentence(done, "scan", code=2)
+def test_predict_takes_folders_and_a_threshold(run, data, tmp_path):
+    for patient in ("a", "b"):
+        (tmp_path / "scans" / patient).mkdir(parents=True)
+        shutil.copy(next((data / "test").glob("*.jpg")), tmp_path / "scans" / patient / "1.jpg")
+    out = tmp_path / "out"
+    done = tumorseg("predict", tmp_path / "scans", "--out", out, "--model", run, "--threshold", 1e-6)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("tumour in 100.00% of the pixels") == 2 and "threshold 0.00" in done.stdout
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*_mask.png")} == {"a/1_mask.png", "b/1_mask.png"}
+    assert_one_sentence(tumorseg("predict", "--out", out, "--model", run), "Give", code=2)
+    (tmp_path / "scans/a/1_mask.png").write_bytes(b"ground truth")
+    done = tumorseg("predict", tmp_path / "scans/a/1.jpg", "--out", tmp_path / "scans/a", "--model", run)
+    assert_one_sentence(done, "1_mask.png")
+    assert (tmp_path / "scans/a/1_mask.png").read_bytes() == b"ground truth"
+
+
+def test_a_photograph_is_said_to_be_unlike_the_training(run, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.png")
+    done = tumorseg("predict", tmp_path / "photo.png", "--out", tmp_path / "out", "--model", run)
+    assert done.returncode == 0 and "unlike" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_threshold_is_set(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    assert tumorseg("threshold", tmp_path / "run", 0.25).returncode == 0
+    assert ts.Run(tmp_path / "run").segmenter().info.threshold == .25
+    assert_one_sentence(tumorseg("threshold", tmp_path / "run", 2), "threshold", code=2)
+
+
+def test_patients_are_written_to_be_filled_in(data, tmp_path):
+    done = tumorseg("patients", data, "--out", tmp_path / "patients.csv")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "patients.csv")
+    assert {"name", "patient", "guess"} <= {*table} and len(table) == len(ts.open_data(data, 48))
+    assert tumorseg("audit", data, "--patients", tmp_path / "patients.csv", "--size", 48).returncode == 0
+
+
+def test_healthy_pictures_are_added_and_scored_apart(data, tmp_path):
+    other = ts.write_demo(tmp_path / "other", patients=20, seed=1, size=96)
+    slices = ts.open_data(other, 48)
+    (tmp_path / "healthy").mkdir()
+    for number, name in enumerate(slices.table["name"][slices.areas == 0]):
+        shutil.copy(other / name, tmp_path / "healthy" / f"{number}.jpg")
+    healthy = "--healthy", tmp_path / "healthy"
+    done = tumorseg("train", data, "--out", tmp_path / "run", *healthy, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert set(pd.read_csv(tmp_path / "run/table.csv", keep_default_na=False)["source"]) == {"", "healthy"}
+    done = tumorseg("evaluate", tmp_path / "run", data, *healthy)
+    assert done.returncode == 0 and "pecificity" in done.stdout, done.stderr
+
+
+def test_scores_of_other_data_go_elsewhere(run, data, tmp_path):
+    other = ts.write_demo(tmp_path / "other", patients=8, seed=1, size=96)
+    assert_one_sentence(tumorseg("evaluate", run, other), "--out")
+    done = tumorseg("evaluate", run, other, "--out", tmp_path / "scores")
+    assert done.returncode == 0 and json.loads((tmp_path / "scores/metrics.json").read_text())["own_data"] is False
+
+
+def test_categories_are_chosen_where_one_is_no_tumour(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    for path in (tmp_path / "data").glob("*/_annotations.coco.json"):
+        notes = json.loads(path.read_text())
+        notes["categories"] = [category | {"name": "brain"} if category["id"] == 2 else category | {"name": "tumor"}
+                               for category in notes["categories"]]
+        path.write_text(json.dumps(notes))
+    assert_one_sentence(tumorseg("audit", tmp_path / "data", "--size", 48), "brain", "--categories")
+    assert tumorseg("audit", tmp_path / "data", "--size", 48, "--categories", "1").returncode == 0
+
+
+def test_the_doctor_knows_data_from_a_run(run, data):
+    assert_one_sentence(tumorseg("doctor", run, data), "The data comes first", code=2)
 
 
 @pytest.mark.parametrize("args, words, code", [
@@ -168,7 +238,7 @@ def test_patients_that_are_found_after_a_training_still_count(data, tmp_path):
     assert "patients are unknown" in tumorseg("evaluate", runs[0], nameless).stdout
     assert "Patients leak" in tumorseg("evaluate", runs[0], nameless, *leaky).stdout
     text = tumorseg("evaluate", runs[0], nameless, *apart).stdout
-    assert "Dice" in text and "unknown" not in text and "leak" not in text
+    assert "Dice" in text and "patients are unknown" not in text and "leak" not in text
     assert "patients unknown" in tumorseg("compare", *runs, nameless).stdout
     assert "patients unknown" not in tumorseg("compare", *runs, nameless, *apart).stdout
     assert_one_sentence(tumorseg("compare", *runs, nameless, *leaky), "has learnt from", "--leaking")

@@ -303,9 +303,10 @@ def test_scores_are_known_by_their_content_and_never_by_dates(trained, tmp_path,
 def test_scores_that_are_none_are_a_sentence(trained, damage):
     run, slices = trained
     evaluate(run, slices, network=BrightIsTumour())
-    save_table(run / "slices.csv", run.scores.assign(**damage))
+    scores = run.scores
+    save_table(run / "slices.csv", scores.assign(**damage))
     with pytest.raises(ts.InputError, match="slices.csv.*Evaluate"): read_scores(run)
-    save_table(run / "slices.csv", run.scores.drop(columns=[*damage]))
+    save_table(run / "slices.csv", scores.drop(columns=[*damage]))
     with pytest.raises(ts.InputError, match="slices.csv.*Evaluate"): read_scores(run)
 
 
