@@ -1,5 +1,6 @@
 """What holds for the whole repository: one address, a light import, a complete wheel, notebooks that GitHub shows."""
 import ast
+import csv
 import json
 import os
 import re
@@ -64,6 +65,16 @@ def test_the_address_of_the_repository_is_the_one_in_settings():
             found.setdefault("".join(addresses), set()).add(path.name)
     assert set(found) == {ADDRESS}, found
     assert {"README.md", "CONTRIBUTING.md", "CITATION.cff", "05_train.ipynb"} <= found[ADDRESS]
+
+
+def test_the_figures_of_the_readme_are_those_that_were_measured():
+    rows = list(csv.DictReader((ROOT / "results/healthy.csv").read_text(encoding="utf-8").splitlines()))
+    shown = [row for row in rows if (row["source"], row["score"]) in {
+        ("figshare, unseen patients", "sensitivity"), ("healthy, unseen groups", "specificity"),
+        ("LGG after contrast", "specificity")}]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    cells = [f"{float(row['value']):.2f} ({float(row['low']):.2f}-{float(row['high']):.2f})" for row in shown]
+    assert len(cells) == 9 and not [cell for cell in cells if cell not in text]
 
 
 def test_the_version_is_the_same_everywhere():

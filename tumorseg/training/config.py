@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 from ..core import InputError, UsageError, read_json
+from ..data.images import MAX_SIZE
 
 # %% ../../nbs/training/00_config.ipynb #a7a0c554
 def _check(name: str, value: object, hint: object) -> None:
@@ -76,7 +77,7 @@ def load_config(path: str | Path, # best.json of a search, config.json of a run,
     known = [field.name for field in fields(Config)]
     unknown = [name for name in settings if name not in known]
     if unknown: raise InputError(f"{path}: {unknown[0]} is no setting. Known: {', '.join(known)}, size.")
-    if size is not None and (type(size) is not int or size < 1):
-        raise InputError(f"{path}: size is {size!r}: give whole pixels.")
+    if size is not None and (type(size) is not int or not 1 <= size <= MAX_SIZE):
+        raise InputError(f"{path}: size is {size!r}: give whole pixels, 1 to {MAX_SIZE}.")
     try: return Config(**settings), size
     except UsageError as error: raise InputError(f"{path}: {error}") from None # the file is wrong, not the call
