@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import tumorseg as ts
-from tumorseg.data.slices import TABLE, load_slices
+from tumorseg.core import save_json
+from tumorseg.data.slices import TABLE, _seal, load_slices
 from tumorseg.model.checkpoint import load_model
 from tumorseg.model.inference import best_device
 
@@ -27,6 +28,7 @@ from tumorseg.training.config import Config
 from tumorseg.training.train import train
 slices = open_data(sys.argv[1], 48)
 print("ready", flush=True)
+if sys.argv[3:]: sys.stdin.readline() # for the others
 train(slices, sys.argv[2], {config!r}) # begins, or goes on
 """
 MINUTES = "takes minutes: TWENTY_KILLS=1 pytest tests/test_survival.py -k twenty"
@@ -51,9 +53,9 @@ def same(run, whole):
             and all(torch.equal(a, b) for a, b in zip(ours[0].state_dict().values(), theirs[0].state_dict().values())))
 
 
-def start(data, run):
-    process = subprocess.Popen([sys.executable, "-c", CHILD.format(config=CONFIG), str(data), str(run)],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(data, run, *wait):
+    process = subprocess.Popen([sys.executable, "-c", CHILD.format(config=CONFIG), str(data), str(run), *wait],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -137,7 +139,7 @@ def test_a_signal_keeps_the_step_and_says_how_to_go_on(data, whole, tmp_path, na
     while not (tmp_path / "run" / "history.csv").exists(): time.sleep(.01)
     process.send_signal(getattr(signal, name))
     _, said = process.communicate()
-    assert process.returncode > 0 or name == "SIGINT" # Python ends by the signal that it was asked to end by
+    assert process.returncode in (1, -signal.SIGINT) # a KeyboardInterrupt, which the command turns into 1
     assert "--resume" in said and "everything is kept" in said
     assert not list((tmp_path / "run").rglob(".*")), "the lock stayed"
     ts.train(ts.open_data(data, 48), tmp_path / "run", **QUIET)
@@ -166,7 +168,10 @@ def test_what_nohup_ignores_stays_ignored(data, tmp_path):
 
 
 def test_of_two_trainings_at_the_same_moment_one_says_so(data, tmp_path):
-    processes = [start(data, tmp_path / "run") for _ in range(2)]
+    processes = [start(data, tmp_path / "run", "wait") for _ in range(2)]
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
     said = [process.communicate()[1] for process in processes]
     assert sorted(process.returncode for process in processes) == [0, 1], said
     refused = next(text for process, text in zip(processes, said) if process.returncode)
@@ -257,6 +262,7 @@ def simulated(folder, count):
     columns = dict(name=[f"{i}.png" for i in range(count)], split=split, patient="", category=1, label="contour",
                    height=64, width=64)
     pd.DataFrame(columns, columns=list(TABLE)).to_csv(folder / "table.csv", index=False)
+    save_json(folder / "seal.json", _seal(folder))
     return load_slices(folder)
 
 

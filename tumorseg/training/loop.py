@@ -231,8 +231,7 @@ class Loop:
         norm = self.accelerator.clip_grad_norm_(self.network.parameters(), 1.0)
         # 4) What is not finite the fused optimiser leaves out by itself: an `if` would make a GPU wait
         bad = ~(loss + norm).isfinite()
-        self.optimizer.optimizer.found_inf = bad.float()
-        self.optimizer.optimizer.grad_scale = None
+        self.optimizer.optimizer.found_inf, self.optimizer.optimizer.grad_scale = bad.float(), None
         for group in self.optimizer.param_groups: group["lr"] = rate
         self.optimizer.step()
         self.scaler.update()
