@@ -113,10 +113,11 @@ def find_layout(folder: str | Path, # any folder
 
 # %% ../../nbs/data/10_sources.ipynb #1a34e9c1
 def _content_key(folder: Path, layout: Layout, files: list[Path], size: int, choice: str = "") -> str:
-    digest = hashlib.sha256((layout.version + choice).encode())
+    digest, inside = hashlib.sha256((layout.version + choice).encode()), os.path.join(folder, "")
     for path in progress_bar(files, desc="looking for changes", unit="file"):
+        name = str(path).removeprefix(inside).replace(os.sep, "/") # quicker than `relative_to`, for thousands
         with open(path, "rb") as file:
-            digest.update(f"{path.relative_to(folder).as_posix()} {os.fstat(file.fileno()).st_size}\n".encode())
+            digest.update(f"{name} {os.fstat(file.fileno()).st_size}\n".encode())
             while block := file.read(1 << 20): digest.update(block)
     return f"{digest.hexdigest()[:24]}-{size}"
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..core import InputError, UsageError, reading, write_whole
-from .familiar import LOOKS, Familiar
 from ..data.images import MAX_SIZE
+from .familiar import LOOKS, Familiar
 from .inference import ModelInfo
 from .unet import UNet
 
