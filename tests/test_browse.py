@@ -11,7 +11,7 @@ import tumorseg as ts
 from tumorseg.data.slices import load_slices, save_slices
 from tumorseg.evaluation.predictions import Predictions, keep_maps, kept_maps
 from tumorseg.model.checkpoint import save_model
-from tumorseg.model.inference import ModelInfo
+from tumorseg.model.inference import ModelInfo, describe
 from tumorseg.widgets.page import page
 from tumorseg.widgets.tags import export_masks, read_tags, tag_slice
 
@@ -229,3 +229,18 @@ def test_memory_stays_flat_while_browsing(tmp_path):
     before = anonymous()
     for number in range(60, 401): browser.slice.value = number
     assert anonymous() - before < 4096, "kB more after 340 slices, whose pictures would be 270 MB"
+
+
+def test_the_browser_says_what_is_unlike_the_training(tmp_path):
+    slices = make_slices(40)
+    slices.images[3] = np.random.default_rng(1).integers(0, 256, slices.images[3].shape, np.uint8)
+    keep_maps(tmp_path / "maps", slices, iter([slices.masks.astype(np.float32)]))
+    familiar = describe(make_slices(40).images).familiar
+    predictions = Predictions(slices, *kept_maps(tmp_path / "maps", slices), .5, "noisy", tmp_path, True, familiar)
+    assert "unlike" in predictions.unlike(3) and not predictions.unlike(5)
+    browser = ts.browse(predictions)
+    browser.order.value = "as in the data"
+    browser.slice.value = 4
+    assert "unlike" in browser.score.value
+    browser.slice.value = 6
+    assert "unlike" not in browser.score.value

@@ -465,6 +465,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'tumorseg/evaluation/predictions.py'),
                                                  'tumorseg.evaluation.predictions.Predictions.pixels': ( 'evaluation/predictions.html#predictions.pixels',
                                                                                                          'tumorseg/evaluation/predictions.py'),
+                                                 'tumorseg.evaluation.predictions.Predictions.unlike': ( 'evaluation/predictions.html#predictions.unlike',
+                                                                                                         'tumorseg/evaluation/predictions.py'),
                                                  'tumorseg.evaluation.predictions._maps_of': ( 'evaluation/predictions.html#_maps_of',
                                                                                                'tumorseg/evaluation/predictions.py'),
                                                  'tumorseg.evaluation.predictions._stamp': ( 'evaluation/predictions.html#_stamp',

@@ -21,6 +21,7 @@ from ..core import InputError, UsageError, new_folder, progress_bar, write_whole
 from ..data.slices import Slices, forget_pages
 from ..metrics.masks import counts_by_threshold, dice
 from ..model.checkpoint import model_key
+from ..model.familiar import Familiar, unlike_in_words
 from ..model.predict import Segmenter
 from ..training.run import Run
 
@@ -48,8 +49,15 @@ class Predictions:
     name: str # of the model, to be shown
     folder: Path # where tags and exports go
     truth: bool # whether the masks are known
+    familiar: Familiar | None = None # what the model's training slices look like, where it knows
 
     def __len__(self) -> int: return len(self.slices)
+
+    def unlike(self,
+               row: int, # of the slice
+               ) -> str: # one sentence; "" where it is like them
+        "Whether, and in what, a slice is unlike those that the model learnt from."
+        return unlike_in_words(self.familiar, self.slices.images[row])
 
     def mask(self,
              row: int, # of the slice
@@ -160,7 +168,8 @@ def predict_split(run: str | Path | Run, # a training
     key, segmenter, chosen = model_key(run), run.segmenter(network), run.slices(slices).in_split(split)
     percent, counts = _maps_of(segmenter, chosen, run.path / "predictions" / split, f"percent 1, model {key}")
     truth = bool(counts[:, 0, [0, 2]].any()) # a pixel that is tumour is found or missed
-    return Predictions(chosen, percent, counts, segmenter.info.threshold, run.name, run.path, truth)
+    familiar = segmenter.info.familiar
+    return Predictions(chosen, percent, counts, segmenter.info.threshold, run.name, run.path, truth, familiar)
 
 # %% ../../nbs/evaluation/00_predictions.ipynb #7656c6c4
 _ORDERS = ("worst Dice", "largest tumour", "patient", "disagreement in area", "as in the data")

@@ -61,10 +61,10 @@ class _Panel(widgets.VBox):
 
 # %% ../../nbs/widgets/04_browse.ipynb #84b0e5fa
 def _scores(models: Sequence[Predictions], row: int | None, thresholds: Sequence[float]) -> str:
-    "The Dice of the slice and the mean of all, a line for each model."
-    if not models[0].truth: return "These slices have no truth to compare with: no Dice."
+    "Whether the slice is unlike the training slices, its Dice and the mean of all, one line for each model."
+    lines = [] if row is None else list(dict.fromkeys(filter(None, (escape(model.unlike(row)) for model in models))))
+    if not models[0].truth: return "<br>".join([*lines, "These slices have no truth to compare with: no Dice."])
     if not len(models[0]): return ""
-    lines = []
     for model, threshold in zip(models, thresholds):
         name = f"{escape(model.name)}: " if len(models) > 1 else ""
         this = "" if row is None else f"Dice of this slice <b>{model.dice_of(row, threshold):.3f}</b>, "
