@@ -15,8 +15,8 @@ COLAB = ["torch==2.11.*", "torchvision==0.26.*", "ipywidgets==7.7.1", "notebook=
          "numpy==2.1.3", "pycocotools==2.0.11", "kagglehub==1.0.2", "fastcore==2.2.12", "matplotlib==3.10.*",
          "scikit-learn", "pandas==2.2.*", "scipy", "h5py", "nibabel", "pillow==11.*", "tqdm", "requests", "accelerate",
          "safetensors", "platformdirs", "sqlalchemy", "lazy_loader==0.5", "pooch==1.9.0", "setuptools<81"]
-NOTEBOOKS = ["00_start", "training/05_train", "widgets/02_explore", "widgets/03_preview", "widgets/04_browse", "widgets/05_watch",
-             "widgets/06_page", "app"]
+NOTEBOOKS = ["00_start", "training/05_train", "widgets/02_explore", "widgets/03_preview", "widgets/04_browse",
+             "widgets/05_watch", "widgets/06_page", "app"]
 
 
 def packages(python):
