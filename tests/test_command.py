@@ -86,7 +86,7 @@ def test_predict_takes_folders_and_a_threshold(run, data, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("tumour in 100.00% of the pixels") == 2 and "threshold 0.00" in done.stdout
     assert {path.relative_to(out).as_posix() for path in out.rglob("*_mask.png")} == {"a/1_mask.png", "b/1_mask.png"}
-    assert_one_sentence(tumorseg("predict", "--out", out, "--model", run), "Give", code=2)
+    assert_one_sentence(tumorseg("predict", "--out", out, "--model", run), "give pictures", code=2)
     (tmp_path / "scans/a/1_mask.png").write_bytes(b"ground truth")
     done = tumorseg("predict", tmp_path / "scans/a/1.jpg", "--out", tmp_path / "scans/a", "--model", run)
     assert_one_sentence(done, "1_mask.png")

@@ -132,7 +132,17 @@ def test_a_kill_after_any_step_also_before_the_validation(data, whole, tmp_path,
     assert same(run, whole)
 
 
+@pytest.fixture
+def heard():
+    "Signals as a terminal has them: under nohup, or in the background of a shell, some are ignored."
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+              signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL)}
+    yield
+    for number, handler in before.items(): signal.signal(number, handler)
+
+
 @on_cpu
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_keeps_the_step_and_says_how_to_go_on(data, whole, tmp_path, name):
     process = start(data, tmp_path / "run")
@@ -146,6 +156,7 @@ def test_a_signal_keeps_the_step_and_says_how_to_go_on(data, whole, tmp_path, na
     assert same(tmp_path / "run", whole)
 
 
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_in_the_middle_of_an_epoch(data, tmp_path, name):
     steps, before = iter(range(10**6)), signal.getsignal(getattr(signal, name))
