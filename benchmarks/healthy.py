@@ -15,13 +15,12 @@ import pandas as pd
 import tyro
 from machine import machine
 from scipy import ndimage
-from scipy.sparse.csgraph import connected_components
 from tyro.conf import Positional
 
 import tumorseg as ts
 from tumorseg.core import save_table
-from tumorseg.data.alike import thumbnails
-from tumorseg.data.images import read_image, to_square
+from tumorseg.data.healthy import healthy_entries, healthy_sample
+from tumorseg.data.patients import copy_groups
 from tumorseg.metrics.intervals import bootstrap_interval
 from tumorseg.metrics.masks import count_tumours
 
@@ -170,13 +169,13 @@ def main(data: Positional[str], healthy: Positional[Path], lgg: Positional[Path]
 
 def open_healthy(folder: Path, size: int) -> ts.Slices:
     "Pictures without tumour, in groups of near copies, three of five groups to train on."
-    paths = sorted(folder.glob("*.jpg"))
-    images = np.array([to_square(read_image(path), size) for path in paths])
-    table = pd.DataFrame(dict(name=[f"healthy/{path.name}" for path in paths], split="all", patient="", category=0,
-                              label="", height=size, width=size))
-    slices = ts.Slices(images, np.zeros((len(paths), size, size), np.uint8), table)
-    small = thumbnails(slices)
-    count, group = connected_components(small @ small.T > .97, directed=False)
+    entries, _ = healthy_entries(folder)
+    images, _, rows = zip(*(healthy_sample(entry, size) for entry in entries))
+    table = pd.DataFrame(rows).assign(height=size, width=size)
+    table["name"] = "healthy/" + table["name"]
+    slices = ts.Slices(np.array(images), np.zeros((len(rows), size, size), np.uint8), table)
+    group = copy_groups(slices)
+    count = group.max() + 1
     part = np.random.default_rng(0).permutation(count) % 5
     split = np.select([part[group] == 0, part[group] == 1], ["test", "valid"], "train").astype(object)
     patient = np.array([f"healthy-{number:04}" for number in group], object)
