@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 
-from ..core import InputError, UsageError, only_one, progress_bar, save_json, save_table, write_whole
+from ..core import InputError, UsageError, only_one, progress_bar, read_table, save_json, save_table, write_whole
 from ..data.slices import TABLE, Slices, load_slices, save_slices
 from ..data.splits import Folds, choose_folds, load_folds, save_folds, split_by
 from .evaluate import baseline_rows, evaluate, read_baselines, read_scores, score_tables, summarise
@@ -69,7 +69,7 @@ def _process() -> None:
     shared, run, number, settings = sys.argv[1:]
     folds = load_folds(Path(run).parent / "folds.json")
     slices, more = load_slices(shared), Path(shared) / "more.csv"
-    if more.exists(): slices = slices.assign(**pd.read_csv(more, dtype=str, keep_default_na=False)) # view, source
+    if more.exists(): slices = slices.assign(**read_table(more, dtype=str)) # view, source
     slices = split_by(slices, folds, int(number))
     sys.exit(_train_fold(slices, Run(run), Config(**json.loads(settings))) or 0)
 
@@ -206,7 +206,7 @@ def _train_folds(parts: dict[int, Slices], runs: dict[int, Run], config: Config,
         full_masks, more = map(slices.full_mask, range(len(slices))), slices.table.drop(columns=list(TABLE))
         samples = zip(slices.images, full_masks, slices.table.to_dict("records"))
         save_slices(Path(shared) / "all", samples, len(slices), slices.images.shape[1], slices.images.shape[-1])
-        if len(more.columns): more.to_csv(Path(shared) / "all/more.csv", index=False)
+        if len(more.columns): save_table(Path(shared) / "all/more.csv", more)
         return _side_by_side(Path(shared) / "all", runs, config, min(at_once, len(runs)))
 
 def cross_validate(slices: Slices, # of any source
