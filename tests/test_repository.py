@@ -77,6 +77,23 @@ def test_the_figures_of_the_readme_are_those_that_were_measured():
     assert len(cells) == 9 and not [cell for cell in cells if cell not in text]
 
 
+def test_the_facts_of_the_readme_about_the_kaggle_set_are_those_of_the_audit():
+    facts = json.loads((ROOT / "results/audit_kaggle.json").read_text(encoding="utf-8"))
+    labels, splits = facts["labels"], facts["leakage"]["patients"]["splits"]
+    baselines = {row["baseline"]: row for row in facts["baselines"]}
+
+    def score(name): return "{dice:.3f} ({low:.3f}-{high:.3f}".format(**baselines[name])
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for figure in (f"{labels['rectangles']} of {labels['annotations']} annotations are filled rectangles",
+                   f"{facts['box_to_contour_area']} times as large", score("expert contour"),
+                   f"{splits['valid']['leaked']} of {splits['valid']['slices']} validation",
+                   f"{splits['test']['leaked']} of {splits['test']['slices']} test slices",
+                   f"{splits['test']['neighbours']} of the {splits['test']['slices']} with the neighbouring slice",
+                   "**Copying scores " + score("most alike slice copied").replace(" (", "** ("),
+                   score("the same, not of the patient"), f"{facts['slices']}.\n"):
+        assert figure in text, figure
+
+
 def test_the_version_is_the_same_everywhere():
     version = re.search(r'__version__ = "(.+)"', (ROOT / "tumorseg/__init__.py").read_text(encoding="utf-8"))[1]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
