@@ -313,7 +313,7 @@ def _area_state(area: object, drawn: int, width: int, height: int) -> str:
     return "right" if same(drawn) or same(width * height) else "stale"
 
 def annotation_facts(folder: str | Path, # of the layout
-                     ) -> pd.DataFrame: # a row an annotation of any category, the columns as below
+                     ) -> pd.DataFrame: # one row per annotation of any category, the columns as below
     """Each annotation that can be drawn: name, category, width and height in pixels, is it a rectangle, at the frame.
     `bbox` is "right", "wrong order", "stale" or "missing", `area` the same without order (10 % is left to rounding)."""
     facts = []
