@@ -57,7 +57,7 @@ NEAR_DUPLICATE = .995
 
 def duplicates(slices: Slices, # at any size
                small: np.ndarray, # their `thumbnails`
-               ) -> pd.DataFrame: # a row a pair, the columns as below
+               ) -> pd.DataFrame: # one row per pair, the columns as below
     """Pairs of slices that are one picture: every pixel equal at this size (exact), or nearly so; no blank slices.
     Columns: name, split, other, other_split, correlation, exact, same_patient (False where a patient is unknown)."""
     prints = [hashlib.sha256(np.ascontiguousarray(image)).digest() for image in slices.images]

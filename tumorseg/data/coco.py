@@ -90,8 +90,8 @@ def _image_problem(image: dict) -> str:
     if leaves_folder(name):
         return f"file_name {name!r} leaves the folder. Put the image beside the JSON and name it without a path."
     if name.encode(errors="replace").decode() != name: return f"file_name {name!r} is no text. Rename the image."
-    if min(image["height"], image["width"]) < 1: return f"{name} is {size}. Mend its height and width."
-    if image["height"] * image["width"] > MAX_PIXELS: return f"{name} is {size} pixels, far too many. Mend it."
+    if min(image["height"], image["width"]) < 1: return f"{name} is {size}. Correct its height and width."
+    if image["height"] * image["width"] > MAX_PIXELS: return f"{name} is {size} pixels, far too many. Correct it."
     if patient is None or (type(patient) is str and patient.isprintable()): return ""
     if type(patient) is int and _is_number(patient): return ""
     return f"{name} has a patient that is no name ({str(patient)[:40]!r}). Write a text, or leave it out."
@@ -99,11 +99,11 @@ def _image_problem(image: dict) -> str:
 def _annotation_problem(annotation: object, listed: set[int], named: dict[int, str]) -> str:
     "What is wrong with an annotation, from the verb on; nothing: \"\"."
     if not _fits(annotation, image_id=(int,), category_id=(int,), segmentation=(list, dict)):
-        return "lacks a valid image_id, category_id or segmentation. Mend it."
+        return "lacks a valid image_id, category_id or segmentation. Correct it."
     if annotation["image_id"] not in listed:
         return f"has image_id {annotation['image_id']}, which is not in the file. Remove it."
     if annotation["category_id"] not in named:
-        return f"has category_id {annotation['category_id']}, which is not in the file. Mend it."
+        return f"has category_id {annotation['category_id']}, which is not in the file. Correct it."
     return ""
 
 # %% ../../nbs/data/02_coco.ipynb #3b90e6d2
@@ -119,7 +119,7 @@ def read_coco(path: str | Path, # one JSON file, such as `_annotations.coco.json
     images, names, problems = {}, set(), []
     for number, image in enumerate(content["images"]):
         if not _fits(image, id=(int,), file_name=(str,), height=(int,), width=(int,)):
-            problems.append(f"{path}: image number {number} lacks a valid id, file_name, height or width. Mend it.")
+            problems.append(f"{path}: image number {number} lacks a valid id, file_name, height or width. Correct it.")
         elif problem := _image_problem(image): problems.append(f"{path}: {problem}")
         elif image["id"] in images or image["file_name"] in names:
             problems.append(f"{path}: image {image['id']} ({image['file_name']}) is there twice. Remove one.")
@@ -284,7 +284,7 @@ def coco_sample(entry: dict, # from `coco_entries`
     for annotation in entry["annotations"]: # united one at a time: a hundred masks of a large image would fill memory
         try: drawn = outline_mask(annotation["segmentation"], height, width)
         except (ValueError, TypeError) as error:
-            problems.append(f"{entry['json']}: annotation number {annotation['number']} {error}. Mend or remove it.")
+            problems.append(f"{entry['json']}: annotation number {annotation['number']} {error}. Correct or remove it.")
             continue
         area = int(drawn.sum())
         if area > largest: category, largest = annotation["category_id"], area
@@ -313,7 +313,7 @@ def _area_state(area: object, drawn: int, width: int, height: int) -> str:
     return "right" if same(drawn) or same(width * height) else "stale"
 
 def annotation_facts(folder: str | Path, # of the layout
-                     ) -> pd.DataFrame: # a row an annotation of any category, the columns as below
+                     ) -> pd.DataFrame: # one row per annotation of any category, the columns as below
     """Each annotation that can be drawn: name, category, width and height in pixels, is it a rectangle, at the frame.
     `bbox` is "right", "wrong order", "stale" or "missing", `area` the same without order (10 % is left to rounding)."""
     facts = []

@@ -24,7 +24,7 @@ _PATIENCE, _RATE = 60, 1000 # seconds after which a download has to have brought
 _TOO_SLOW = "the server is too slow"
 
 def _download(url: str, to: str, _: object, part: Path, size: int) -> None:
-    "A downloader for pooch: goes on where `part` ends, takes no more than `size` bytes. pooch looks at the checksum."
+    "A downloader for pooch: resumes where `part` ends, takes no more than `size` bytes. pooch looks at the checksum."
     from pooch import HTTPDownloader
     from requests import HTTPError, Timeout
     arrived = part.stat().st_size if part.exists() else 0
@@ -106,7 +106,7 @@ def download_article(article: int, # number of the figshare article
                      api: str = _API, # address of figshare's API
                      ) -> Path: # the folder, ready for `figshare_entries`
     """Download a figshare article of zipped N.mat files, continued where it stopped, checked by MD5 and unpacked.
-    InputError where a file does not arrive whole; what has arrived is kept, and calling again goes on from there."""
+    InputError where a file does not arrive whole; what has arrived is kept, and another call resumes from there."""
     import pooch  # here: the two take a quarter of a second to import
     import requests
     to, fetched = Path(to), Path(to) / "fetched.json"

@@ -25,7 +25,7 @@ _SAME_NUMBER, _SAME_PICTURE = .9, .97
 
 def find_partners(kaggle: Slices, # the Kaggle set, or any pictures named by the number of their slice
                   figshare: Slices, # the slices with contours, named N.mat
-                  ) -> pd.DataFrame: # a row for each of `kaggle`, see below
+                  ) -> pd.DataFrame: # one row for each of `kaggle`, see below
     """Which figshare slice each picture shows: found by number, checked by comparing its thumbnail with all.
 
     Columns: name; number, -1 for none; correlation with the slice of that number, NaN for none; partner, the row of
@@ -78,7 +78,7 @@ def expert_contours(kaggle: Slices, # the Kaggle set
 
 def partners_in_words(partners: pd.DataFrame, # from `find_partners`
                       ) -> str: # one sentence, and one more for each wrong number
-    "What was found, to be told to whoever asked for the contours."
+    "What was found, in words."
     found, missing = (partners["partner"] >= 0).sum(), (partners["verdict"] == "not there").sum()
     lines = [f"{found} of {len(partners)} pictures have an expert contour; no slice of their number: {missing}."]
     for row in partners[partners["verdict"].isin(["another number", "wrong number"])].itertuples():

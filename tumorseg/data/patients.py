@@ -24,8 +24,8 @@ from .slices import Slices
 GUESS = "guess-" # what the name of a patient begins with whom nobody knows: see `patients_table`
 
 def leaking_patients(slices: Slices, # with splits
-                     ) -> pd.DataFrame: # a row a patient in more than one split: the number of its slices in each
-    "The patients on both sides of a split. Slices whose patient is unknown are left out: nobody can say it of them."
+                     ) -> pd.DataFrame: # one row per patient in more than one split: the number of its slices in each
+    "The patients on both sides of a split. Slices whose patient is unknown are left out."
     known = slices.table[slices.table["patient"] != ""]
     counts = pd.crosstab(known["patient"], known["split"])
     splits = [split for split in slices.table["split"].unique() if split in counts]
@@ -166,7 +166,7 @@ def copy_groups(slices: Slices, # of any source
     return _belonging_together(len(slices), pairs)
 
 def patients_table(slices: Slices, # of any source
-                   ) -> pd.DataFrame: # a row a slice: name, number (-1 for none), patient, guess
+                   ) -> pd.DataFrame: # one row per slice: name, number (-1 for none), patient, guess
     """The table of patients to fill in, for `with_patients`: those that are known, and for the others a guess from file
     numbers and near copies, with the reason for it in the column `guess`."""
     patients, small = slices.table["patient"].to_numpy(), thumbnails(slices)

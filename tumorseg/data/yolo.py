@@ -87,12 +87,12 @@ def _read_objects(path: Path, names: dict[int, str], problems: list[str]) -> lis
         lines = path.read_text(encoding="utf-8-sig").splitlines()
         if len(lines) > MAX_ANNOTATIONS: raise ValueError(f"{len(lines)} objects, more than {MAX_ANNOTATIONS}")
     except (OSError, ValueError) as error:
-        problems.append(f"{path}: cannot be read ({error}). Mend it.")
+        problems.append(f"{path}: cannot be read ({error}). Correct it.")
         return []
     for number, line in enumerate(lines, 1):
         try:
             if line.strip(): objects.append(_read_line(line, names))
-        except ValueError as error: problems.append(f"{path}: line {number} {error}. Mend or remove it.")
+        except ValueError as error: problems.append(f"{path}: line {number} {error}. Correct or remove it.")
     return objects
 
 def yolo_entries(folder: str | Path, # of the layout
@@ -125,7 +125,7 @@ def yolo_sample(entry: dict, # from `yolo_entries`
     for position, (number, numbers) in enumerate(entry["objects"], 1):
         try: one = outline_mask([_outline(numbers, height, width)], height, width)
         except ValueError as error:
-            problems.append(f"{entry['text']}: object {position} {error}. Mend or remove it.")
+            problems.append(f"{entry['text']}: object {position} {error}. Correct or remove it.")
             continue
         area = int(one.sum())
         if area > largest: largest, category = area, number
