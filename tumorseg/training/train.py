@@ -45,7 +45,7 @@ def first_network(slices: Slices, # with the split "train"
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         network = UNet(slices.images.shape[1], config.width, config.depth)
-    # It begins by saying the share of tumour everywhere, not one half: that saves epochs (arXiv 1708.02002, 4.1)
+    # It begins with the share of tumour everywhere, not with one half: that saves epochs (arXiv 1708.02002, 4.1)
     rows = slices.rows_of("train")
     share = float(np.clip(slices.masks[rows[::max(1, len(rows) // 1000)]].mean(), 1e-3, .5))
     nn.init.constant_(network.out.bias, math.log(share / (1 - share)))
@@ -80,6 +80,7 @@ def _finished(history: list[dict], config: Config) -> bool:
     if len(scores) >= config.epochs: return True
     return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= config.patience
 
+# %% ../../nbs/training/05_train.ipynb #9d336406
 class _Training:
     "A training from where its folder has come to."
     save_after = 60 # seconds without a checkpoint, where an epoch is long
@@ -230,6 +231,7 @@ def _refuse_others(slices: Slices, run: Run, config: Config | None) -> None:
         raise InputError(f"{run}: was trained on other data or another size ({run.size} px, "
                          f"{run.facts['fingerprint']}). Open the same data at that size, or choose another folder.")
 
+# %% ../../nbs/training/05_train.ipynb #89bbadb6
 @contextmanager
 def _fits_into_memory() -> Iterator[None]:
     try: yield
