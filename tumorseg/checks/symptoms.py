@@ -48,12 +48,13 @@ def _wrong_values(masks: np.ndarray) -> list[Finding]:
     mend = "Convert them: masks = masks.astype(np.uint8)."
     return [Finding("masks", f"The masks are {masks.dtype}, not uint8.", mend)]
 
+# %% ../../nbs/checks/00_symptoms.ipynb #e33dd453
 def check_masks(slices: Slices, # any, also arrays of your own
                 ) -> list[Finding]: # of cause "masks", or "geometry" where sizes differ; empty: all is well
     "Whether masks are 0 and 1, as large as their images, with tumour in each split, and more background than tumour."
     images, masks = slices.images, slices.masks
     if masks.ndim != 3:
-        evidence = f"The masks are an array of shape {masks.shape}, with one number a pixel it is (N, H, W)."
+        evidence = f"The masks are an array of shape {masks.shape}, with one number per pixel it is (N, H, W)."
         return [Finding("masks", evidence, "Keep one channel: masks = (masks[..., 0] > 0).astype(np.uint8).")]
     if masks.shape != (len(images), *images.shape[2:]):
         evidence = f"The masks are {masks.shape}, the images {images.shape}: (N, H, W) and (N, C, H, W) must agree."
@@ -99,6 +100,7 @@ def _unusual(slices: Slices, info: ModelInfo | None) -> list[Finding]:
     evidence.append(f"Those {whose} are {mean:.0f} ± {std:.0f}.")
     return [Finding("images", " ".join(evidence), mend)] if mend else []
 
+# %% ../../nbs/checks/00_symptoms.ipynb #c83f3a7d
 def check_images(slices: Slices, # any, also arrays of your own
                  info: ModelInfo | None = None, # of a run, whose normalisation holds; None: that of train, if any
                  ) -> list[Finding]: # of cause "images"; empty: all is well
@@ -136,6 +138,7 @@ TURNS = {"as they are": ("masks", lambda a: a),
          "transposed about the other diagonal": ("np.rot90(masks, 2, (1, 2)).transpose(0, 2, 1)",
                                                  lambda a: np.rot90(a, 2, (1, 2)).transpose(0, 2, 1))}
 
+# %% ../../nbs/checks/00_symptoms.ipynb #9342f7d8
 def _inside_minus_ring(mask: np.ndarray) -> np.ndarray: # float32 (_SIDE, _SIDE)
     "Weights whose product with an image is the mean inside the mask minus that in a ring half a tumour's radius wide."
     width = max(2, round(.5 * (mask.sum() / np.pi) ** .5))
@@ -175,7 +178,7 @@ def _groups(slices: Slices, rows: np.ndarray) -> np.ndarray:
     order = np.argsort(np.argsort(slices.table["name"].to_numpy()[rows].astype(str)))
     return order * max(10, len(rows) // 10) // max(len(rows), 1)
 
-def _places() -> pd.DataFrame: # a row a place: kind ("here", "move", "turn", or "" for neither), turn, down, right
+def _places() -> pd.DataFrame: # one row per place: kind ("here", "move", "turn", or "" for neither), turn, down, right
     "Where masks may belong: here, give or take the pixels that labels are loose by; moved by more; or turned."
     down, right = (axis.ravel() for axis in np.mgrid[-_RANGE:_RANGE + 1, -_RANGE:_RANGE + 1])
     distance = np.hypot(down, right)
@@ -236,7 +239,7 @@ def check_geometry(slices: Slices, # with masks of 0 and 1
         evidence = (f"{which} fit their images better {how}: the tissue under them then differs from its surroundings "
                     f"by {found['then']:.2f} standard deviations, and by {found['now']:.2f} as they are "
                     f"({part.sum()} slices, t {found['t']:.0f}).")
-        mend = f"Look at some overlays, and mend the reading of the masks: masks = {mend}."
+        mend = f"Look at some overlays, and correct the reading of the masks: masks = {mend}."
         return [Finding("geometry", evidence, mend)]
     return []
 
