@@ -93,7 +93,7 @@ class _Training:
         self.info = describe(sample)
         self.loop = Loop(slices, self.info, config, network, accelerator, run / "last/training.safetensors")
         self.place, self.main = self.loop.place, accelerator.is_main_process
-        self.history = self.place["history"] # a row for each finished epoch
+        self.history = self.place["history"] # one row per finished epoch
         self.steps = max(1, len(self.rows) // config.batch) # of an epoch
         self.total_steps = config.epochs * self.steps
         with reading(run / "last/training.safetensors", "the state of a training", "Train in a new folder."):
