@@ -82,9 +82,9 @@ def check_history(table: pd.DataFrame, # one row per epoch
     if not table["valid_dice"].between(0, 1).all(): raise ValueError("a Dice is not from 0 to 1")
     return table
 
-def _read_table(path: Path, numbers: Sequence[str], what: str, mend: str) -> pd.DataFrame:
+def _read_table(path: Path, numbers: Sequence[str], what: str, fix: str) -> pd.DataFrame:
     "A table that has a row for each slice; names and patients stay text, and of `numbers` none is missing or below 0."
-    with reading(path, what, mend):
+    with reading(path, what, fix):
         table = read_table(path, dtype=_TEXT, na_values={"hd95": [""]})
         missing = [name for name in (*TABLE, *numbers) if name not in table]
         if missing: raise ValueError(f"without {', '.join(missing)}")
@@ -160,9 +160,9 @@ class Run(_RunFiles):
         "slices.csv of its evaluation, a row for each slice. InputError where it is missing or damaged."
         path = self / "slices.csv"
         if not path.exists(): raise InputError(f"{path}: not found. Evaluate the run first.")
-        mend = "Evaluate the run again."
-        table = _read_table(path, ("tp", "fp", "fn", "dice"), "a table of scores", mend)
-        if table["dice"].max() > 1: raise InputError(f"{path}: is not a table of scores (a Dice above 1). {mend}")
+        fix = "Evaluate the run again."
+        table = _read_table(path, ("tp", "fp", "fn", "dice"), "a table of scores", fix)
+        if table["dice"].max() > 1: raise InputError(f"{path}: is not a table of scores (a Dice above 1). {fix}")
         return table
 
     @property

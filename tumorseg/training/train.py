@@ -240,7 +240,7 @@ def _fits_into_memory() -> Iterator[None]:
         raise InputError("The network does not fit into memory: give a smaller --width or --depth.") from None
 
 def train(slices: Slices, # with the splits "train" and "valid"
-          run: str | Path | Run, # folder of the run: new, or of a training to go on with
+          run: str | Path | Run, # folder of the run: new, or of a training to resume
           config: Config | None = None, # how to train; None: as the run was begun, `Config()` for a new one
           network: nn.Module | None = None, # maps (B, C, H, W) to logits (B, 1, H, W); None: our U-Net
           on_epoch: Callable[[list[dict], nn.Module, ModelInfo], None] | None = None, # after each epoch; None: shows it
@@ -248,9 +248,9 @@ def train(slices: Slices, # with the splits "train" and "valid"
           tracker: str = "", # one that accelerate knows: tensorboard, wandb, mlflow, trackio
           ) -> Run:
     """Train, and keep everything in `run`: config.json, table.csv (the slices), history.csv, model.safetensors (best
-    validation Dice) and last/ (what is needed to go on). `on_epoch` gets history, averaged network and `ModelInfo`.
+    validation Dice) and last/ (what is needed to resume). `on_epoch` gets history, averaged network and `ModelInfo`.
 
-    Where the folder holds a training with the same data and settings, it goes on as if it had not been stopped, or says
+    Where the folder holds a training with the same data and settings, it is resumed as if it had not been stopped, or says
     that nothing is left to do. Ctrl-C, SIGTERM and SIGHUP end it after the step, with everything kept; of several
     processes each ends at once, and the last minute is lost. InputError for other data, settings or network, a missing
     split, a loss not finite, another process at work in the folder."""

@@ -157,7 +157,7 @@ class Stage:
                 params: dict, # values for the settings; {} where they are not from the space
                 **attributes, # kept with the trial
                 ) -> None:
-        "Have a certain trial run by whoever asks next."
+        "Have a certain trial run by the process that asks next."
         if all(trial.user_attrs.get("key") != key for trial in self.trials()):
             self.study.enqueue_trial(params, user_attrs={"key": key, **attributes})
 
