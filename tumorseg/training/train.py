@@ -250,7 +250,7 @@ def train(slices: Slices, # with the splits "train" and "valid"
     """Train, and keep everything in `run`: config.json, table.csv (the slices), history.csv, model.safetensors (best
     validation Dice) and last/ (what is needed to resume). `on_epoch` gets history, averaged network and `ModelInfo`.
 
-    Where the folder holds a training with the same data and settings, it is resumed as if it had not been stopped, or says
+    Where the folder holds a training with the same data and settings, it is resumed as if never stopped, or says
     that nothing is left to do. Ctrl-C, SIGTERM and SIGHUP end it after the step, with everything kept; of several
     processes each ends at once, and the last minute is lost. InputError for other data, settings or network, a missing
     split, a loss not finite, another process at work in the folder."""
