@@ -37,6 +37,7 @@ def by_threshold(maps: np.ndarray, # float32 (N, H, W), probability maps
     counts = counts_by_threshold(torch.from_numpy(maps), torch.from_numpy(np.array(masks)), _THRESHOLDS)
     return pd.DataFrame(dict(threshold=_THRESHOLDS.numpy(), dice=dice(counts).mean(0).numpy()))
 
+# %% ../../nbs/checks/02_doctor.ipynb #e94fb444
 def check_threshold(maps: np.ndarray, # float32 (N, H, W), probability maps of validation slices
                     slices: Slices, # those slices
                     threshold: float, # in use
@@ -54,8 +55,8 @@ def check_threshold(maps: np.ndarray, # float32 (N, H, W), probability maps of v
     evidence = (f"At the threshold {threshold:.2f} the mean Dice of {len(maps)} slices, {(~tumour).sum()} of them "
                 f"without tumour, is {now:.2f}; {black:.0%} of those with tumour are all black, and the highest "
                 f"probability is {maps.max():.3f}. At {best['threshold']:.3f} it would be {best['dice']:.2f}.")
-    mend = f"Keep the model with that threshold (tumorseg threshold RUN {best['threshold']:.3f}), or train on."
-    return [Finding("threshold", evidence, mend)]
+    fix = f"Keep the model with that threshold (tumorseg threshold RUN {best['threshold']:.3f}), or train on."
+    return [Finding("threshold", evidence, fix)]
 
 # %% ../../nbs/checks/02_doctor.ipynb #c8d2f5a9
 def check_specificity(maps: np.ndarray, # float32 (N, H, W), probability maps of validation slices
@@ -80,20 +81,20 @@ def check_half(network: nn.Module, # of a run
     network, device = network.eval(), next(network.parameters()).device
     images = tumour_batch(slices, info, most=8)[0].to(device)
     full = network(images).float()
-    mend = "Train and predict in float32, or look for the layer with the largest values."
+    fix = "Train and predict in float32, or look for the layer with the largest values."
     for precision in ("bf16", "fp16"):
         with autocast(device, precision): half = network(images).float()
         lost = (~torch.isfinite(half)).float().mean().item()
         if lost and torch.isfinite(full).all():
             evidence = f"In {precision} {lost:.0%} of the logits are not finite, in float32 all are."
-            return [Finding("half precision", evidence, mend)]
+            return [Finding("half precision", evidence, fix)]
         maps = half.sigmoid(), full.sigmoid()
         agreement = dice(count_pixels(*(answer > info.threshold for answer in maps)).sum(0)).item()
         off = (maps[0] - maps[1]).abs().max().item()
         if agreement < .9 and off > .2:
             evidence = (f"In {precision} probabilities differ from float32 by up to {off:.2f}, and the Dice between "
                         f"both answers is {agreement:.2f}.")
-            return [Finding("half precision", evidence, mend)]
+            return [Finding("half precision", evidence, fix)]
     return []
 
 # %% ../../nbs/checks/02_doctor.ipynb #52f8d06b
@@ -121,7 +122,7 @@ def _load(run: Run, # begun or not
           network: nn.Module | None, # a fresh one of the run's kind, where it is not our U-Net
           ) -> tuple[nn.Module | None, ModelInfo | None, list[Finding]]: # the findings say why there is no model
     "The model of a run, where the run is whole and fits the slices."
-    def unusable(evidence: str, mend: str) -> tuple: return None, None, [Finding("run", evidence, mend)]
+    def unusable(evidence: str, fix: str) -> tuple: return None, None, [Finding("run", evidence, fix)]
     try:
         history, _config, _table = run.history, run.config, run.table # what is damaged is told here, not later
         if not len(history):
@@ -143,14 +144,14 @@ def _check_history(run: Run, slices: Slices) -> list[Finding]:
     precision = run.facts.get("precision", "no")
     evidence = f"The loss is not a number in {lost} of {len(history)} epochs, trained in precision \"{precision}\"."
     if precision == "no": return [Finding("learning rate", evidence, f"Train with a lower rate, --lr {rate / 10:g}.")]
-    mend = "Train in float32 (--precision float32), or with a lower rate."
-    return [Finding("half precision", evidence, mend)]
+    fix = "Train in float32 (--precision float32), or with a lower rate."
+    return [Finding("half precision", evidence, fix)]
 
 # %% ../../nbs/checks/02_doctor.ipynb #f7c5a381
 def refuse_swapped(data: str | Path, # what was given as data
                    run: str | Path | None, # what was given as a run
                    ) -> None:
-    "UsageError where the folder of a run stands in the place of the data."
+    "UsageError where the folder of a run was given as the data."
     if Run(data).begun and (Path(data) / "table.csv").exists():
         raise UsageError(f"{data}: is a run. The data comes first: tumorseg doctor {run or 'DATA'} {data}")
 
@@ -174,6 +175,7 @@ def _examine(run: Run, network: nn.Module, info: ModelInfo, slices: Slices) -> l
                 "and nothing else is wrong.")
     return [Finding("training", evidence, "Train on: more epochs.")]
 
+# %% ../../nbs/checks/02_doctor.ipynb #72620786
 def doctor(slices: Slices, # all splits
            run: str | Path | Run | None = None, # a training
            network: nn.Module | None = None, # without a run, one to be tested; with one, see `load_model`

@@ -59,7 +59,7 @@ def _loss(network: Callable[[Tensor], Tensor], images: Tensor, masks: Tensor) ->
 def _small_network(channels: int, # of the images
                    logit: float, # its answer at the start, about
                    ) -> UNet:
-    "A U-Net that begins at the same weights each time, and leaves the random numbers of others alone."
+    "A U-Net that begins at the same weights each time, and leaves torch's own random state alone."
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         network = UNet(channels, 8, 3).to(memory_format=torch.channels_last)
@@ -68,9 +68,10 @@ def _small_network(channels: int, # of the images
         if isinstance(module, nn.BatchNorm2d): module.momentum = .3 # so that 24 steps suffice for its running mean
     return network
 
+# %% ../../nbs/checks/01_learning.ipynb #5552dd25
 def range_test(slices: Slices, # with tumours
                rates: list[float], # learning rates to try
-               ) -> pd.DataFrame: # a row a rate: rate, fall
+               ) -> pd.DataFrame: # one row per rate: rate, fall
     "How far the loss of a small U-Net falls below that of a constant answer in 24 steps from one start; at 64 pixels."
     images, masks = tumour_batch(slices, ModelInfo(64, *measure_normalisation(slices.images)), most=32, side=64)
     share = masks.float().mean().clamp(1e-4, .5).item()
@@ -118,8 +119,9 @@ def overfit(network: nn.Module, # maps (B, C, H, W) to logits (B, 1, H, W); it i
         if score > .8: break
     return score, logits
 
+# %% ../../nbs/checks/01_learning.ipynb #2ef02431
 def _why_not(score: float, logits: Tensor, trainable: list[bool]) -> tuple[str, str] | None:
-    "Why a network did not learn one batch by heart, and what to do; None where it did."
+    "Why a network did not memorise one batch, and what to do; None where it did."
     frozen = trainable.count(False)
     if not torch.isfinite(logits).all():
         return "its logits are not finite", "Look for a division or a logarithm of zero in it."
@@ -133,11 +135,12 @@ def _why_not(score: float, logits: Tensor, trainable: list[bool]) -> tuple[str, 
         "Look for a layer that loses the picture, or take a wider network." if spread > .1 else
         "Begin again with fresh weights: a layer of it is dead.")
 
+# %% ../../nbs/checks/01_learning.ipynb #c68018bb
 def check_network(network: nn.Module, # as in `overfit`
                   slices: Slices, # of a size it takes, with tumours
                   info: ModelInfo, # its normalisation
                   ) -> list[Finding]: # of cause "network", one at most
-    "Whether a network gives one logit a pixel and can learn four slices by heart."
+    "Whether a network gives one logit per pixel and can memorise four slices."
     images, masks = tumour_batch(slices, info, 4, side=128 if isinstance(network, UNet) else None)
     trainable = [value.requires_grad for value in network.parameters()]
     if not any(trainable):
@@ -149,9 +152,9 @@ def check_network(network: nn.Module, # as in `overfit`
             return [Finding("network", f"It gives {tuple(shape)} for {tuple(images.shape)}, not {tuple(masks.shape)}.",
                             "Let it end in a 1x1 convolution to one channel, at the size of the picture.")]
         score, logits = overfit(network, images, masks)
-    except Exception as error: # whatever a network of somebody else's raises is the finding
+    except Exception as error: # whatever another network raises is the finding
         reason = (str(error).splitlines() or [repr(error)])[0]
-        return [Finding("network", f"It fails on {tuple(images.shape)}: {reason}", "Mend its forward.")]
+        return [Finding("network", f"It fails on {tuple(images.shape)}: {reason}", "Correct its forward.")]
     cause = _why_not(score, logits, trainable)
     if not cause: return []
     evidence = f"After 120 steps on one batch of {len(images)} slices its Dice there is {score:.2f}; {cause[0]}."

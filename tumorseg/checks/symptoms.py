@@ -41,19 +41,20 @@ def _wrong_values(masks: np.ndarray) -> list[Finding]:
         values |= set(sorted(found - values)[:20])
     if wrong:
         shown = ", ".join(f"{value:g}" for value in sorted(values)[:6]) + ", ..." * (len(values) > 6)
-        mend = "(masks > 0)" if len(values - {0}) == 1 else "(masks == VALUE_OF_TUMOUR)"
+        fix = "(masks > 0)" if len(values - {0}) == 1 else "(masks == VALUE_OF_TUMOUR)"
         return [Finding("masks", f"{wrong} of {len(masks)} masks are not of 0 and 1; the values are {shown}.",
-                        f"Make them 0 and 1: masks = {mend}.astype(np.uint8).")]
+                        f"Make them 0 and 1: masks = {fix}.astype(np.uint8).")]
     if masks.dtype == np.uint8: return []
-    mend = "Convert them: masks = masks.astype(np.uint8)."
-    return [Finding("masks", f"The masks are {masks.dtype}, not uint8.", mend)]
+    fix = "Convert them: masks = masks.astype(np.uint8)."
+    return [Finding("masks", f"The masks are {masks.dtype}, not uint8.", fix)]
 
+# %% ../../nbs/checks/00_symptoms.ipynb #e33dd453
 def check_masks(slices: Slices, # any, also arrays of your own
                 ) -> list[Finding]: # of cause "masks", or "geometry" where sizes differ; empty: all is well
     "Whether masks are 0 and 1, as large as their images, with tumour in each split, and more background than tumour."
     images, masks = slices.images, slices.masks
     if masks.ndim != 3:
-        evidence = f"The masks are an array of shape {masks.shape}, with one number a pixel it is (N, H, W)."
+        evidence = f"The masks are an array of shape {masks.shape}, with one number per pixel it is (N, H, W)."
         return [Finding("masks", evidence, "Keep one channel: masks = (masks[..., 0] > 0).astype(np.uint8).")]
     if masks.shape != (len(images), *images.shape[2:]):
         evidence = f"The masks are {masks.shape}, the images {images.shape}: (N, H, W) and (N, C, H, W) must agree."
@@ -72,9 +73,9 @@ def check_masks(slices: Slices, # any, also arrays of your own
             evidence.append(f"{len(tumours)} of {len(of_split)} masks of {split} have any tumour.")
         elif len(tumours) and np.median(tumours) < 4:
             evidence.append(f"The usual tumour of {split} has {np.median(tumours):g} pixels of {masks[0].size}.")
-    mend = ("Look whether the masks were read from the right files, "
+    fix = ("Look whether the masks were read from the right files, "
             "and open the data at a larger size if tumours are that small.")
-    return [Finding("masks", " ".join(evidence), mend)] if evidence else []
+    return [Finding("masks", " ".join(evidence), fix)] if evidence else []
 
 # %% ../../nbs/checks/00_symptoms.ipynb #0086c678
 _FLAT = 16 # grey values: a slice whose middle 98 % of pixels lie within less shows nothing
@@ -86,19 +87,20 @@ def _unusual(slices: Slices, info: ModelInfo | None) -> list[Finding]:
     if not info and not (splits == "train").any(): return []
     means, stds = (info.mean, info.std) if info else measure_normalisation(slices.in_split("train").images)
     mean, std, whose = means[0], stds[0], "of the run" if info else "of train"
-    evidence, mend = [], ""
+    evidence, fix = [], ""
     for split in splits.unique():
         (split_mean, *_), (split_std, *_) = measure_normalisation(slices.in_split(split).images)
         off = abs(split_mean - mean) / std
         if off <= _FAR_OFF and .4 < split_std / std < 2.5: continue
         inverted = abs(255 - split_mean - mean) < abs(split_mean - mean) / 3
-        mend = ("Invert the images: images = 255 - images." if inverted else
+        fix = ("Invert the images: images = 255 - images." if inverted else
                 "Export the images with the same window as those for training.")
         grey = f"{split_mean:.0f} ± {split_std:.0f}"
         evidence.append(f"The grey values of {split} are {grey}, {off:.1f} deviations away.")
     evidence.append(f"Those {whose} are {mean:.0f} ± {std:.0f}.")
-    return [Finding("images", " ".join(evidence), mend)] if mend else []
+    return [Finding("images", " ".join(evidence), fix)] if fix else []
 
+# %% ../../nbs/checks/00_symptoms.ipynb #c83f3a7d
 def check_images(slices: Slices, # any, also arrays of your own
                  info: ModelInfo | None = None, # of a run, whose normalisation holds; None: that of train, if any
                  ) -> list[Finding]: # of cause "images"; empty: all is well
@@ -106,10 +108,10 @@ def check_images(slices: Slices, # any, also arrays of your own
     images = slices.images
     if images.dtype != np.uint8:
         low, high = float(images.min()), float(images.max())
-        mend = ("images = (255 * images).round().astype(np.uint8)" if 0 <= low and high <= 1 else
+        fix = ("images = (255 * images).round().astype(np.uint8)" if 0 <= low and high <= 1 else
                 "scale to 0..255, then astype(np.uint8)")
         evidence = f"The images are {images.dtype} from {low:.3g} to {high:.3g}, not uint8 from 0 to 255."
-        return [Finding("images", evidence, f"Convert them: {mend}.")]
+        return [Finding("images", evidence, f"Convert them: {fix}.")]
     step = max(1, images.shape[-1] // 128)
     contrast = np.array([np.subtract(*np.percentile(image[..., ::step, ::step], (99, 1))) for image in images])
     tumour = slices.areas > 0
@@ -117,11 +119,11 @@ def check_images(slices: Slices, # any, also arrays of your own
     flat = asked & (contrast < _FLAT)
     if flat.sum() <= .05 * asked.sum(): return _unusual(slices, info)
     highest = max(int(images[row].max()) for row in np.flatnonzero(flat))
-    mend = ("Save them as 0..255: the floats were of 0..1 when they became whole numbers." if highest == 1 else
+    fix = ("Save them as 0..255: the floats were of 0..1 when they became whole numbers." if highest == 1 else
             "Check the export: the files hold no picture." if highest == 0 else
             "Export them with a window that uses all of 0..255.")
     evidence = f"{flat.sum()} of {asked.sum()} slices are nearly constant, with grey values up to {highest} of 255."
-    return [Finding("images", evidence, mend)]
+    return [Finding("images", evidence, fix)]
 
 # %% ../../nbs/checks/00_symptoms.ipynb #e27832c5
 _SIDE = 64 # pixels: geometry is looked at in small pictures,
@@ -136,6 +138,7 @@ TURNS = {"as they are": ("masks", lambda a: a),
          "transposed about the other diagonal": ("np.rot90(masks, 2, (1, 2)).transpose(0, 2, 1)",
                                                  lambda a: np.rot90(a, 2, (1, 2)).transpose(0, 2, 1))}
 
+# %% ../../nbs/checks/00_symptoms.ipynb #9342f7d8
 def _inside_minus_ring(mask: np.ndarray) -> np.ndarray: # float32 (_SIDE, _SIDE)
     "Weights whose product with an image is the mean inside the mask minus that in a ring half a tumour's radius wide."
     width = max(2, round(.5 * (mask.sum() / np.pi) ** .5))
@@ -175,7 +178,7 @@ def _groups(slices: Slices, rows: np.ndarray) -> np.ndarray:
     order = np.argsort(np.argsort(slices.table["name"].to_numpy()[rows].astype(str)))
     return order * max(10, len(rows) // 10) // max(len(rows), 1)
 
-def _places() -> pd.DataFrame: # a row a place: kind ("here", "move", "turn", or "" for neither), turn, down, right
+def _places() -> pd.DataFrame: # one row per place: kind ("here", "move", "turn", or "" for neither), turn, down, right
     "Where masks may belong: here, give or take the pixels that labels are loose by; moved by more; or turned."
     down, right = (axis.ravel() for axis in np.mgrid[-_RANGE:_RANGE + 1, -_RANGE:_RANGE + 1])
     distance = np.hypot(down, right)
@@ -229,15 +232,15 @@ def check_geometry(slices: Slices, # with masks of 0 and 1
     for which, part in parts.items():
         found = _better_place(turned[part], moved[part], _groups(slices, rows[part]))
         if not found: continue
-        if found["turn"]: how, mend = found["turn"], TURNS[found["turn"]][0]
+        if found["turn"]: how, fix = found["turn"], TURNS[found["turn"]][0]
         else:
             down, right = (round(found[way] * slices.masks.shape[-1] / _SIDE) for way in ("down", "right"))
-            how, mend = f"moved by {down} pixels down and {right} right", f"np.roll(masks, ({down}, {right}), (1, 2))"
+            how, fix = f"moved by {down} pixels down and {right} right", f"np.roll(masks, ({down}, {right}), (1, 2))"
         evidence = (f"{which} fit their images better {how}: the tissue under them then differs from its surroundings "
                     f"by {found['then']:.2f} standard deviations, and by {found['now']:.2f} as they are "
                     f"({part.sum()} slices, t {found['t']:.0f}).")
-        mend = f"Look at some overlays, and mend the reading of the masks: masks = {mend}."
-        return [Finding("geometry", evidence, mend)]
+        fix = f"Look at some overlays, and correct the reading of the masks: masks = {fix}."
+        return [Finding("geometry", evidence, fix)]
     return []
 
 # %% ../../nbs/checks/00_symptoms.ipynb #a2a57bbb
@@ -246,8 +249,8 @@ def check_leakage(slices: Slices, # with splits
     "Whether patients, or the very pictures, are on both sides of the split."
     small = thumbnails(slices)
     leakage = find_leakage(slices, small)
-    mend = LEAKING.get(leakage["conclusion"])
-    if mend: return [Finding("leakage", leakage["sentence"], mend)]
+    fix = LEAKING.get(leakage["conclusion"])
+    if fix: return [Finding("leakage", leakage["sentence"], fix)]
     copies = duplicates(slices, small)
     across = copies[copies["split"] != copies["other_split"]]
     if across.empty: return []

@@ -18,7 +18,7 @@ def draw_augmentation(count: int, # slices
                       config: Config, # brightness, brightness_p, degrees, rotation_p
                       seed: int | list[int], # of numpy's generator: the same seed, the same draws
                       ) -> tuple[np.ndarray, np.ndarray]: # factors, angles (degrees anticlockwise), float32 (count,)
-    "For each slice a brightness of 1 - b to 1 + b (1: as it is) and a turn by `config.degrees` to either side, or 0."
+    "For each slice a brightness of 1 - b to 1 + b (1: unchanged) and a rotation by `config.degrees` either way, or 0."
     random = np.random.default_rng(seed)
     factors = random.uniform(1 - config.brightness, 1 + config.brightness, count)
     angles = random.uniform(*config.degrees, count) * random.choice((-1, 1), count)

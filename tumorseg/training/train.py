@@ -45,7 +45,7 @@ def first_network(slices: Slices, # with the split "train"
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         network = UNet(slices.images.shape[1], config.width, config.depth)
-    # It begins by saying the share of tumour everywhere, not one half: that saves epochs (arXiv 1708.02002, 4.1)
+    # It begins with the share of tumour everywhere, not with one half: that saves epochs (arXiv 1708.02002, 4.1)
     rows = slices.rows_of("train")
     share = float(np.clip(slices.masks[rows[::max(1, len(rows) // 1000)]].mean(), 1e-3, .5))
     nn.init.constant_(network.out.bias, math.log(share / (1 - share)))
@@ -80,6 +80,7 @@ def _finished(history: list[dict], config: Config) -> bool:
     if len(scores) >= config.epochs: return True
     return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= config.patience
 
+# %% ../../nbs/training/05_train.ipynb #9d336406
 class _Training:
     "A training from where its folder has come to."
     save_after = 60 # seconds without a checkpoint, where an epoch is long
@@ -92,7 +93,7 @@ class _Training:
         self.info = describe(sample)
         self.loop = Loop(slices, self.info, config, network, accelerator, run / "last/training.safetensors")
         self.place, self.main = self.loop.place, accelerator.is_main_process
-        self.history = self.place["history"] # a row for each finished epoch
+        self.history = self.place["history"] # one row per finished epoch
         self.steps = max(1, len(self.rows) // config.batch) # of an epoch
         self.total_steps = config.epochs * self.steps
         with reading(run / "last/training.safetensors", "the state of a training", "Train in a new folder."):
@@ -230,6 +231,7 @@ def _refuse_others(slices: Slices, run: Run, config: Config | None) -> None:
         raise InputError(f"{run}: was trained on other data or another size ({run.size} px, "
                          f"{run.facts['fingerprint']}). Open the same data at that size, or choose another folder.")
 
+# %% ../../nbs/training/05_train.ipynb #89bbadb6
 @contextmanager
 def _fits_into_memory() -> Iterator[None]:
     try: yield
@@ -238,7 +240,7 @@ def _fits_into_memory() -> Iterator[None]:
         raise InputError("The network does not fit into memory: give a smaller --width or --depth.") from None
 
 def train(slices: Slices, # with the splits "train" and "valid"
-          run: str | Path | Run, # folder of the run: new, or of a training to go on with
+          run: str | Path | Run, # folder of the run: new, or of a training to resume
           config: Config | None = None, # how to train; None: as the run was begun, `Config()` for a new one
           network: nn.Module | None = None, # maps (B, C, H, W) to logits (B, 1, H, W); None: our U-Net
           on_epoch: Callable[[list[dict], nn.Module, ModelInfo], None] | None = None, # after each epoch; None: shows it
@@ -246,9 +248,9 @@ def train(slices: Slices, # with the splits "train" and "valid"
           tracker: str = "", # one that accelerate knows: tensorboard, wandb, mlflow, trackio
           ) -> Run:
     """Train, and keep everything in `run`: config.json, table.csv (the slices), history.csv, model.safetensors (best
-    validation Dice) and last/ (what is needed to go on). `on_epoch` gets history, averaged network and `ModelInfo`.
+    validation Dice) and last/ (what is needed to resume). `on_epoch` gets history, averaged network and `ModelInfo`.
 
-    Where the folder holds a training with the same data and settings, it goes on as if it had not been stopped, or says
+    Where the folder holds a training with the same data and settings, it is resumed as if never stopped, or says
     that nothing is left to do. Ctrl-C, SIGTERM and SIGHUP end it after the step, with everything kept; of several
     processes each ends at once, and the last minute is lost. InputError for other data, settings or network, a missing
     split, a loss not finite, another process at work in the folder."""

@@ -54,7 +54,7 @@ def paired_difference(scores: pd.DataFrame, # from `repeat`: which ("best", "sta
 def score_repeats(open_at: Callable[[int], Slices], # opens the data at a size in pixels
                   out: str | Path, # folder that `repeat` has filled
                   split: str = "valid", # which slices; "test" only once all choices are made
-                  ) -> pd.DataFrame: # which, seed, name, patient, dice; a row for each run and slice
+                  ) -> pd.DataFrame: # which, seed, name, patient, dice; one row per run and slice
     "Dice of each slice under each run of `repeat`, at the size of its file. Both empty: 1; only one of them empty: 0."
     runs = [Run(model.parent) for model in sorted(Path(out).glob("*-[0-9]*/model.safetensors"))]
     if not runs: raise InputError(f"{out}: has no runs of a repeat. Train them first.")
@@ -68,6 +68,7 @@ def score_repeats(open_at: Callable[[int], Slices], # opens the data at a size i
         scores.append(rows.assign(dice=file_dice(maps, truth, segmenter.info.threshold)))
     return pd.concat(scores, ignore_index=True)
 
+# %% ../../nbs/tuning/04_seeds.ipynb #c9ace158
 def repeat(open_at: Callable[[int], Slices], # as in `tune`
            out: str | Path, # folder for the runs best-1, best-2, ..., start-1, ...; what is there is kept or resumed
            best: tuple[Config, int], # what the search found: configuration and size of the slices

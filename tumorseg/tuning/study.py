@@ -136,7 +136,7 @@ def how_it_ended(trial: "FrozenTrial", # of a study
     return trial.user_attrs.get("ended", {"fail": "killed"}.get(state, state))
 
 def _inherited(trial: "FrozenTrial") -> dict:
-    "What a trial is enqueued with that goes on where this one ended."
+    "What a trial is enqueued with that resumes where this one ended."
     kept = {name: trial.user_attrs[name] for name in ("start", "of") if name in trial.user_attrs}
     return dict(params=trial.params or trial.system_attrs.get("fixed_params", {}), # it may have died before the draw
                 before=trial.number, scores=[value for _, value in sorted(trial.intermediate_values.items())], **kept)
@@ -157,7 +157,7 @@ class Stage:
                 params: dict, # values for the settings; {} where they are not from the space
                 **attributes, # kept with the trial
                 ) -> None:
-        "Have a certain trial run by whoever asks next."
+        "Have a certain trial run by the process that asks next."
         if all(trial.user_attrs.get("key") != key for trial in self.trials()):
             self.study.enqueue_trial(params, user_attrs={"key": key, **attributes})
 
@@ -227,7 +227,7 @@ def open_stages(out: Path, # folder of the search
 
 # %% ../../nbs/tuning/01_study.ipynb #9ed99cfd
 def trials_table(stages: dict[str, Stage], # of one search
-                 ) -> pd.DataFrame: # a row a trial that was begun: stage, trial, state, valid_dice, ..., settings
+                 ) -> pd.DataFrame: # one row per trial that was begun: stage, trial, state, valid_dice, ..., settings
     """The trials of a search. `valid_dice` is that of the kept weights, at the size of the files; of an unfinished
     trial, that of its last epoch, at the model's own size unless sizes are searched."""
     rows = []

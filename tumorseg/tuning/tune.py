@@ -72,6 +72,7 @@ def _cheap_settings(config: Config, size: int) -> tuple[Config, int]:
     "A quarter of the epochs (three at least) on slices of half the side (32 px at least): a sixteenth of the time."
     return replace(config, epochs=min(config.epochs, max(3, config.epochs // 4))), min(size, max(32, size // 2))
 
+# %% ../../nbs/tuning/03_tune.ipynb #6f45befc
 def _kept_dice(run: Path, valid: Slices, reference: Slices) -> float:
     "The mean Dice of the weights that a training has kept, at the size of the files."
     segmenter = Run(run).segmenter()
@@ -79,7 +80,7 @@ def _kept_dice(run: Path, valid: Slices, reference: Slices) -> float:
 
 def _train(trial, stage: Stage, folder: Path, config: Config, size: int, reference: Slices, data: Development,
            over: Callable[[], bool]) -> float | None:
-    "Train a trial, or go on; validation Dice of the kept weights at the size of the files, None where time is over."
+    "Train a trial, or resume it; Dice of the kept weights at the size of the files, None where time is over."
     from optuna import TrialPruned
     facts, stopped, signed, reported = trial.user_attrs, False, time.monotonic(), 0
     scores: list[float] = list(facts.get("scores", [])) # of the epochs before this process
@@ -171,7 +172,7 @@ def _run_trial(search: _Search, stage: Stage, trial, over: Callable[[], bool]) -
     tqdm.write(f"{name}: {ended if value is None else f'{value:.3f}'}", file=sys.stderr)
     if search.failures >= 5:
         raise InputError(f"The last 5 trials failed, the last one with {trial.user_attrs['error'].rstrip('.')}. "
-                         "Mend that, and start the search again.")
+                         "Correct that, and start the search again.")
 
 # %% ../../nbs/tuning/03_tune.ipynb #e86d30a4
 def _next_stage(search: _Search, trials: int | None) -> Stage | None:
@@ -203,6 +204,7 @@ def best_of(table: pd.DataFrame, # of `trials_table`
     return dict(trial=int(best["trial"]), valid_dice=float(best["valid_dice"]),
                 start_valid_dice=start[0] if start else None, better=bool(start and not best["start"]))
 
+# %% ../../nbs/tuning/03_tune.ipynb #008ac9af
 def _write(search: _Search, pictures: bool = False) -> dict:
     "trials.csv and best.json as things stand, and the pictures."
     table = trials_table(search.stages)
@@ -222,7 +224,7 @@ def _write(search: _Search, pictures: bool = False) -> dict:
 
 # %% ../../nbs/tuning/03_tune.ipynb #7d02b95a
 def tune(open_at: Callable[[int], Slices], # opens the data at a size in pixels, split; test is dropped unread
-         out: str | Path, # folder of the search: new, or one to go on with
+         out: str | Path, # folder of the search: new, or one to resume
          trials: int | None = None, # of the search as a whole, 4 or more: a quarter of them (2 or more) whole trainings
          seconds: float | None = None, # for this call; what runs when they are over is resumed by the next call
          storage: str | None = None, # database URL, to share the search between machines; None: OUT/search.db
@@ -235,7 +237,7 @@ def tune(open_at: Callable[[int], Slices], # opens the data at a size in pixels,
     empty 1, one of them 0.
 
     Writes OUT/best.json (for `load_config`), trials.csv, the pictures of `plot_trials`, and the runs in OUT/trials.
-    Started again, it goes on where it was stopped or killed. UsageError where space or budget make no sense."""
+    Started again, it resumes where it was stopped or killed. UsageError where space or budget make no sense."""
     check_space(space, start)
     if trials is None and seconds is None: raise UsageError("A search needs a budget: give trials or seconds.")
     if trials is not None and trials < 4: raise UsageError(f"trials is {trials}: give 4 or more, two for each stage.")
