@@ -33,9 +33,10 @@ def measure(paths: list[Path]) -> dict[str, float]:
     cells = [cell for path in paths for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
     words = [line for cell in cells if cell["cell_type"] == "markdown" for line in lines(cell)]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
+    said = sum(map(len, words))
     return {
         "words": len(words) / max(1, len(words) + sum(len(lines(cell)) for cell in code)),
-        "characters": (said := sum(map(len, words))) / max(1, said + sum(len("".join(cell["source"])) for cell in code)),
+        "characters": said / max(1, said + sum(len("".join(cell["source"])) for cell in code)),
         "median": statistics.median(len(lines(cell)) for cell in code) if code else 0,
         "pictures": sum(map(pictures, code)),
         "cells": len(code),
@@ -46,13 +47,16 @@ def measure(paths: list[Path]) -> dict[str, float]:
 
 def row(name: str, figures: dict[str, float]) -> str:
     share = 5 * figures["pictures"] / max(1, figures["cells"])
-    return (f"{name:32} words {figures['words']:4.0%} of lines, {figures['characters']:4.0%} of characters; "
-            f"{figures['cells']:4} code cells of {figures['median']:2.0f} lines, {figures['asserting']:3} with an assertion; "
-            f"{figures['pictures']:3} pictures, {share:4.2f} in five cells; {figures['wide']:3} lines too wide; {figures['kB']:5.0f} kB")
+    parts = [f"words {figures['words']:4.0%} of lines, {figures['characters']:4.0%} of characters",
+             f"{figures['cells']:4} code cells of {figures['median']:2.0f} lines",
+             f"{figures['asserting']:3} with an assertion",
+             f"{figures['pictures']:3} pictures, {share:4.2f} in five cells",
+             f"{figures['wide']:3} lines too wide", f"{figures['kB']:5.0f} kB"]
+    return f"{name:32} {'; '.join(parts)}"
 
 
 if __name__ == "__main__":
-    notebooks = sorted(path for path in NBS.rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in path.parts))
+    notebooks = sorted(path for path in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
     if "--all" in sys.argv:
         for path in notebooks: print(row(path.relative_to(NBS).with_suffix("").as_posix(), measure([path])))
     print(row(f"{len(notebooks)} notebooks", measure(notebooks)))

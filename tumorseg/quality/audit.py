@@ -153,6 +153,6 @@ def audit(slices: Slices, # any source
         bar.update()
         table = pd.DataFrame()
         if scored: table = baseline_table(baseline_scores(slices.in_split("train"), slices.in_split(scored), contours))
-        facts |= dict(scored=scored, baselines=table.round(4).to_dict("records"))
+        facts |= dict(scored=scored, baselines=table.round(6).to_dict("records"))
         bar.update()
     return facts
