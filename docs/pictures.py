@@ -5,14 +5,13 @@
 """
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import tyro
-from matplotlib.patches import Patch
 
 import tumorseg as ts
-from tumorseg.core import read_table
-from tumorseg.data.images import read_image
-from tumorseg.pictures import FALSE, FOUND, MISSED, overlay, save_figure
+from tumorseg.evaluation.plots import plot_overlays
+from tumorseg.pictures import save_figure
 
 IMAGES = Path(__file__).resolve().parent.parent / "Images"
 RANKS = {"worst": 0, "15 % are worse": .15, "median": .5, "best": 1} # among the slices with a tumour
@@ -22,25 +21,16 @@ def main(run: tyro.conf.Positional[Path], # folder of the run, evaluated
          data: tyro.conf.Positional[Path], # folder of the demo set
          ) -> None:
     "Write Images/demo_predictions.png."
-    scores = read_table(run / "slices.csv")
+    segmenter, scores = ts.Segmenter(run), ts.Run(run).scores
     tumours = scores.query("tp + fn > 0").sort_values("dice", kind="stable")
-    chosen = {title: tumours.iloc[round(rank * (len(tumours) - 1))] for title, rank in RANKS.items()}
-    chosen["most marked falsely"] = scores.loc[scores["fp"].idxmax()]
-    slices, segmenter = ts.open_data(data, ts.Run(run).size), ts.Segmenter(run)
-    rows = {name: row for row, name in enumerate(slices.table["name"])}
-    figure, axes = plt.subplots(2, len(chosen), figsize=(11, 5.2), layout="constrained")
-    figure.get_layout_engine().set(h_pad=.08)
-    for (plain, marked), (title, score) in zip(axes.T, chosen.items()):
-        grey = read_image(data / score["name"])[0]
-        plain.imshow(grey, cmap="gray", vmin=0, vmax=255)
-        plain.set_title(title, fontsize=12)
-        marked.imshow(overlay(grey, segmenter.mask(data / score["name"]), slices.full_mask(rows[score["name"]]), .75))
-        marked.set_title(f"Dice {score['dice']:.2f}", fontsize=12)
-    for ax in axes.flat: ax.axis("off")
-    key = [Patch(color=colour, label=name) for name, colour in
-           (("tumour found", FOUND), ("tumour missed", MISSED), ("marked where there is none", FALSE))]
-    figure.legend(handles=key, loc="outside lower center", ncols=3, fontsize=12, frameon=False)
-    save_figure(IMAGES / "demo_predictions.png", figure, dpi=100)
+    rows = [tumours.index[round(rank * (len(tumours) - 1))] for rank in RANKS.values()] + [scores["fp"].idxmax()]
+    chosen = scores.loc[rows]
+    slices = ts.open_data(data, int(chosen["height"].max())) # at the size of the files
+    slices = slices[pd.Index(slices.table["name"]).get_indexer(chosen["name"])]
+    maps = np.stack([segmenter(data / name) for name in chosen["name"]])
+    captions = chosen.assign(name=[*RANKS, "most false pixels"])
+    figure = plot_overlays(slices, maps, captions, segmenter.info.threshold)
+    save_figure(IMAGES / "demo_predictions.png", figure)
 
 
 if __name__ == "__main__": tyro.cli(main)
