@@ -74,7 +74,7 @@ def check_masks(slices: Slices, # any, also arrays of your own
         elif len(tumours) and np.median(tumours) < 4:
             evidence.append(f"The usual tumour of {split} has {np.median(tumours):g} pixels of {masks[0].size}.")
     fix = ("Look whether the masks were read from the right files, "
-            "and open the data at a larger size if tumours are that small.")
+           "and open the data at a larger size if tumours are that small.")
     return [Finding("masks", " ".join(evidence), fix)] if evidence else []
 
 # %% ../../nbs/checks/00_symptoms.ipynb #0086c678
@@ -94,7 +94,7 @@ def _unusual(slices: Slices, info: ModelInfo | None) -> list[Finding]:
         if off <= _FAR_OFF and .4 < split_std / std < 2.5: continue
         inverted = abs(255 - split_mean - mean) < abs(split_mean - mean) / 3
         fix = ("Invert the images: images = 255 - images." if inverted else
-                "Export the images with the same window as those for training.")
+               "Export the images with the same window as those for training.")
         grey = f"{split_mean:.0f} ± {split_std:.0f}"
         evidence.append(f"The grey values of {split} are {grey}, {off:.1f} deviations away.")
     evidence.append(f"Those {whose} are {mean:.0f} ± {std:.0f}.")
@@ -109,7 +109,7 @@ def check_images(slices: Slices, # any, also arrays of your own
     if images.dtype != np.uint8:
         low, high = float(images.min()), float(images.max())
         fix = ("images = (255 * images).round().astype(np.uint8)" if 0 <= low and high <= 1 else
-                "scale to 0..255, then astype(np.uint8)")
+               "scale to 0..255, then astype(np.uint8)")
         evidence = f"The images are {images.dtype} from {low:.3g} to {high:.3g}, not uint8 from 0 to 255."
         return [Finding("images", evidence, f"Convert them: {fix}.")]
     step = max(1, images.shape[-1] // 128)
@@ -120,8 +120,8 @@ def check_images(slices: Slices, # any, also arrays of your own
     if flat.sum() <= .05 * asked.sum(): return _unusual(slices, info)
     highest = max(int(images[row].max()) for row in np.flatnonzero(flat))
     fix = ("Save them as 0..255: the floats were of 0..1 when they became whole numbers." if highest == 1 else
-            "Check the export: the files hold no picture." if highest == 0 else
-            "Export them with a window that uses all of 0..255.")
+           "Check the export: the files hold no picture." if highest == 0 else
+           "Export them with a window that uses all of 0..255.")
     evidence = f"{flat.sum()} of {asked.sum()} slices are nearly constant, with grey values up to {highest} of 255."
     return [Finding("images", evidence, fix)]
 
