@@ -3,8 +3,7 @@
     python benchmarks/kaggle_facts.py kaggle --patients patients.csv --contours figshare
 
 Writes results/audit_kaggle.json, which is what `tumorseg audit --json` writes, with long lists of file names as their
-length, and
-results/subsets_kaggle.csv, the slices of each split by category.
+length, and results/subsets_kaggle.csv, the slices of each split by category.
 """
 import time
 from pathlib import Path
@@ -36,8 +35,8 @@ def main(data: tyro.conf.Positional[str], # folder of the set, or kaggle
     start = time.perf_counter()
     facts = ts.audit(slices, contours=experts)
     seconds = time.perf_counter() - start
-    drawn = experts.at_file_size and (experts.table["label"] == "contour") & (experts.areas > 0)
-    larger = [slices.full_mask(row).sum() / experts.full_mask(row).sum() for row in np.flatnonzero(drawn)]
+    drawn = np.flatnonzero((experts.table["label"] == "contour") & (experts.areas > 0))
+    larger = [slices.full_mask(row).sum() / experts.full_mask(row).sum() for row in drawn]
     facts |= {"verdict": ts.verdict(facts), "box_to_contour_area": round(float(np.median(larger)), 2),
               "contours_compared": len(larger), "audit_seconds": round(seconds, 1), "machine": machine()}
     save_json(RESULTS / "audit_kaggle.json", shortened(facts))
